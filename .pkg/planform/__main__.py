@@ -1,0 +1,3 @@
+from planform.runtime.cli import main
+
+main()

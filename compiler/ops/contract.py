@@ -1,0 +1,166 @@
+"""What an op is: one class that holds everything there is to know about it.
+
+A node of the IR holds an instance; its dataclass fields are the op's attributes. To add an op, subclass
+`Op` in the file of its family (or in a package of your own, see README.md) and decorate it with `@register`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from importlib.metadata import entry_points
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+
+from ..ir import Builder, Init, Value
+from ..size import Size, substitute
+from ..types import Dim, TensorType
+
+
+@dataclass(frozen=True)
+class At:
+    """The concrete types around one execution of an op by the reference."""
+
+    inputs: tuple[TensorType, ...]
+    outputs: tuple[TensorType, ...]
+
+
+@dataclass(frozen=True)
+class ParameterDecl:
+    """A parameter that an op owns: dims (without stacks), initial values, dtype."""
+
+    dims: tuple[Dim, ...]
+    init: Init
+    dtype: str = "f32"
+
+
+@dataclass(frozen=True)
+class StateDecl:
+    """Streaming state of an op: its type for one layer; it starts as zeros."""
+
+    name: str
+    type: TensorType
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How far along the sequence axis an output depends on inputs: `back` positions before its own and
+    `ahead` after; None means without bound."""
+
+    back: int | None = 0
+    ahead: int | None = 0
+
+
+POINTWISE = Reach(0, 0)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Floating-point operations of one evaluation, and the elements it must read and write."""
+
+    flops: Size
+    elements: Size
+
+
+@dataclass(frozen=True)
+class Op:
+    """The contract. Class attributes and methods that a subclass gives:
+
+    name        the op's name in specs and in the IR
+    tensors     its tensor inputs in order; the first is what `>>` supplies; `?` marks an optional one
+    infer       types of the results from those of the inputs (parameters included)
+    reference   the meaning, in plain NumPy float64
+    Optional:
+    parameters  tensors that every use of the op owns, appended to its inputs in order
+    reads       implicit inputs, appended after the parameters: `position`, `document`, or a draw (`uniform`)
+    decompose   the op in simpler ops, for backends that have no rule of their own
+    reach       dependence along the sequence axis (pointwise if not given)
+    streaming   its counterpart with state, and what state that is
+    cost        FLOPs and traffic (elementwise if not given)
+    draw        a random legal use, for the registry's property tests
+    """
+
+    name: ClassVar[str]
+    tensors: ClassVar[tuple[str, ...]] = ("x",)
+    family: ClassVar[str] = ""
+    source: ClassVar[str] = ""
+    training_only: ClassVar[bool] = False
+    spelled: ClassVar[bool] = True  # may be written in a spec
+
+    def infer(self, *inputs: TensorType) -> TensorType | tuple[TensorType, ...]:
+        raise NotImplementedError
+
+    def reference(self, at: At, *arrays: np.ndarray) -> Any:
+        raise NotImplementedError
+
+    def parameters(self, *inputs: TensorType) -> Mapping[str, ParameterDecl]:
+        return {}
+
+    def reads(self) -> tuple[str, ...]:
+        return ()
+
+    def decompose(self, b: Builder, *values: Value) -> Any:
+        """Returns the result value(s), or None where the op is part of the core."""
+        return None
+
+    def reach(self) -> Reach:
+        return POINTWISE
+
+    def streaming(self, *inputs: TensorType) -> tuple[Op, tuple[StateDecl, ...]] | None:
+        """(the op with state, its states). The op with state takes the inputs, then the states, then the
+        stream's `length` so far and `count` of new entries (both int32[batch]); it returns the results,
+        then the new states. None where nothing is kept."""
+        return None
+
+    def cost(self, *inputs: TensorType) -> Cost:
+        out = self.infer(*inputs)
+        outs = (out,) if isinstance(out, TensorType) else out
+        total: Size = 0
+        for t in (*inputs, *outs):
+            total = total + t.elements
+        return Cost(sum((t.elements for t in outs), 0), total)
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator) -> tuple[Op, list[Any]]:
+        """(an instance, its inputs): arrays paired with types, `(TensorType, ndarray)`."""
+        raise NotImplementedError(f"{cls.__name__} draws no examples")
+
+    def attributes(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    def bind(self, env: Mapping[str, Size]) -> Op:
+        """The op with symbolic sizes in its attributes replaced."""
+
+        def one(v: Any) -> Any:
+            if isinstance(v, Dim):
+                return Dim(v.name, substitute(v.size, env))
+            if isinstance(v, TensorType):
+                return v.bind(env)
+            return tuple(one(i) for i in v) if isinstance(v, tuple) else v
+
+        return replace(self, **{k: one(v) for k, v in self.attributes().items()})
+
+
+OPS: dict[str, type[Op]] = {}
+T = TypeVar("T", bound=type[Op])
+
+
+def register(cls: T) -> T:
+    """Adds an op to the registry. Raises: ValueError when the name is taken."""
+    if cls.name in OPS:
+        raise ValueError(f"op `{cls.name}` is already registered by {OPS[cls.name].__module__}")
+    OPS[cls.name] = cls
+    return cls
+
+
+_loaded = False
+
+
+def load_extensions() -> None:
+    """Imports people's own ops: entry points of the group `planform.ops`, once."""
+    global _loaded
+    if not _loaded:
+        _loaded = True
+        for point in entry_points(group="planform.ops"):
+            point.load()

@@ -1,0 +1,139 @@
+"""Losses: scalars to minimise, each a mean over the entries that have a target."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ..types import Dim, TensorType, TypeMismatch, scalar
+from .contract import At, Cost, Op, register
+
+
+def log_softmax(z: np.ndarray) -> np.ndarray:
+    z = z - z.max(-1, keepdims=True)
+    return z - np.log(np.exp(z).sum(-1, keepdims=True))
+
+
+def mean_over_targets(loss: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    valid = targets >= 0
+    return np.sum(np.where(valid, loss, 0.0)) / np.maximum(np.sum(valid), 1)
+
+
+@register
+@dataclass(frozen=True)
+class CrossEntropy(Op):
+    """-log softmax(logits)[target], in nats, averaged over all entries with a target.
+
+    logits [.., classes]. targets are classes int[..] (negative: no target), or probabilities
+    float[.., classes], for which it is -sum(targets * log softmax(logits)).
+    """
+
+    name: ClassVar[str] = "cross_entropy"
+    family: ClassVar[str] = "loss"
+    tensors: ClassVar[tuple[str, ...]] = ("logits", "targets")
+    training_only: ClassVar[bool] = True
+
+    def infer(self, *inputs: TensorType) -> TensorType:
+        logits, targets = inputs
+        want = logits.dims if targets.is_float else logits.dims[:-1]
+        if not logits.is_float or not logits.rank or targets.dims != want:
+            raise TypeMismatch(
+                f"`cross_entropy` of logits {logits} needs targets int[{', '.join(map(str, logits.dims[:-1]))}] "
+                f"or float[{', '.join(map(str, logits.dims))}], not {targets}"
+            )
+        return scalar(logits.dtype)
+
+    def reference(self, at: At, *arrays: np.ndarray) -> np.ndarray:
+        logits, targets = arrays
+        logp = log_softmax(logits)
+        if at.inputs[1].is_float:
+            return -np.mean(np.sum(targets * logp, -1))
+        picked = np.take_along_axis(logp, np.maximum(targets, 0)[..., None], -1)[..., 0]
+        return mean_over_targets(-picked, targets)
+
+    def cost(self, *inputs: TensorType) -> Cost:
+        return Cost(5 * inputs[0].elements, inputs[0].elements)
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator) -> tuple[Op, list[Any]]:
+        from .sampling import floats, integers
+
+        x = TensorType("f32", (Dim("batch", 2), Dim("time", int(rng.integers(1, 5))), Dim("vocab", 6)))
+        if rng.random() < 0.5:
+            p = np.exp(floats(rng, x))
+            return cls(), [(x, floats(rng, x)), (x, p / p.sum(-1, keepdims=True))]
+        y = TensorType("i32", x.dims[:-1])
+        return cls(), [(x, floats(rng, x)), (y, integers(rng, y, -1, 6))]
+
+
+@register
+@dataclass(frozen=True)
+class LinearCrossEntropy(Op):
+    """cross_entropy(softcap(x table^T), targets) as one op, so that no [batch, time, vocab] need exist.
+
+    x [.., d], table [vocab, d], targets int[..] (negative: no target); softcap None for none. A backend
+    may go through the rows in chunks and keep only what the gradient needs.
+    """
+
+    name: ClassVar[str] = "linear_cross_entropy"
+    family: ClassVar[str] = "loss"
+    tensors: ClassVar[tuple[str, ...]] = ("x", "table", "targets")
+    training_only: ClassVar[bool] = True
+    spelled: ClassVar[bool] = False
+    softcap: float | None = None
+
+    def infer(self, *inputs: TensorType) -> TensorType:
+        x, table, targets = inputs
+        if x.dims[-1] != table.dims[-1] or targets.dims != x.dims[:-1]:
+            raise TypeMismatch(f"`linear_cross_entropy` can't take {x}, {table} and {targets}")
+        return scalar(x.dtype)
+
+    def reference(self, at: At, *arrays: np.ndarray) -> np.ndarray:
+        x, table, targets = arrays
+        z = x @ table.T
+        if self.softcap:
+            z = self.softcap * np.tanh(z / self.softcap)
+        picked = np.take_along_axis(log_softmax(z), np.maximum(targets, 0)[..., None], -1)[..., 0]
+        return mean_over_targets(-picked, targets)
+
+    def cost(self, *inputs: TensorType) -> Cost:
+        x, table, _ = inputs
+        rows = x.without([-1]).elements
+        return Cost(2 * rows * table.elements, x.elements + table.elements)
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator) -> tuple[Op, list[Any]]:
+        from .sampling import floats, integers
+
+        x = TensorType("f32", (Dim("batch", 2), Dim("time", int(rng.integers(1, 6))), Dim("d", 4)))
+        table = TensorType("f32", (Dim("vocab", 7), Dim("d", 4)))
+        y = TensorType("i32", x.dims[:-1])
+        op = cls(float(rng.uniform(0.5, 3)) if rng.random() < 0.5 else None)
+        return op, [(x, floats(rng, x)), (table, floats(rng, table)), (y, integers(rng, y, -1, 7))]
+
+
+@register
+@dataclass(frozen=True)
+class CountTargets(Op):
+    """How many entries of targets int[..] are not negative, as a float: the weight of a mean loss."""
+
+    name: ClassVar[str] = "count_targets"
+    family: ClassVar[str] = "loss"
+    tensors: ClassVar[tuple[str, ...]] = ("targets",)
+    training_only: ClassVar[bool] = True
+    spelled: ClassVar[bool] = False
+
+    def infer(self, *inputs: TensorType) -> TensorType:
+        return scalar("f32")
+
+    def reference(self, at: At, *arrays: np.ndarray) -> np.ndarray:
+        return np.asarray(np.sum(arrays[0] >= 0), np.float64)
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator) -> tuple[Op, list[Any]]:
+        from .sampling import integers
+
+        y = TensorType("i32", (Dim("batch", 2), Dim("time", 5)))
+        return cls(), [(y, integers(rng, y, -2, 3))]

@@ -1,0 +1,102 @@
+"""Names and first values of parameters.
+
+A *logical* parameter belongs to one layer: `lm.layer[3].attend.query.weight`. Stacks of equal layers are
+stored together under a name with a slice, `lm.layer[1:26:2].attend.query.weight`, whose leading dim runs
+over layers 1, 3, 5 ... How a backend groups layers is its own choice; logical names never change, and first
+values are drawn from (seed, logical name) alone, so that every grouping starts from the same numbers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Mapping
+from itertools import product
+
+import numpy as np
+
+from .ir import Graph, Init, Parameter
+
+_SLICE = re.compile(r"\[(\d+):(\d+)(?::(\d+))?\]")
+
+
+def slice_text(start: int, stop: int, step: int) -> str:
+    """`[start:stop:step]`, a step of one left out."""
+    return f"[{start}:{stop}]" if step == 1 else f"[{start}:{stop}:{step}]"
+
+
+def stack_shape(path: str) -> tuple[int, ...]:
+    """The leading dims of a stored name: `a[0:6:2].b[0:2].w` has (3, 2)."""
+    return tuple(len(range(int(a), int(b), int(s or 1))) for a, b, s in _SLICE.findall(path))
+
+
+def layers(path: str) -> list[str]:
+    """The logical names behind a stored name, in the order of its leading dims (the last varies fastest)."""
+    parts = _SLICE.split(path)
+    texts, ranges = parts[::4], [
+        range(int(parts[i]), int(parts[i + 1]), int(parts[i + 2] or 1)) for i in range(1, len(parts), 4)
+    ]
+    return [
+        texts[0] + "".join(f"[{i}]{t}" for i, t in zip(index, texts[1:], strict=True)) for index in product(*ranges)
+    ]
+
+
+def gather(path: str, get: Callable[[str], np.ndarray]) -> np.ndarray:
+    """The stored array of a name, from a function that gives each logical parameter."""
+    shape = stack_shape(path)
+    if not shape:
+        return get(path)
+    parts = [get(name) for name in layers(path)]
+    return np.stack(parts).reshape(*shape, *parts[0].shape)
+
+
+def scatter(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Stored arrays split into logical parameters (views)."""
+    out: dict[str, np.ndarray] = {}
+    for path, array in arrays.items():
+        n = len(stack_shape(path))
+        flat = array.reshape(-1, *array.shape[n:]) if n else array
+        for i, name in enumerate(layers(path)):
+            out[name] = flat[i] if n else flat
+    return out
+
+
+def sample(init: Init, shape: tuple[int, ...], seed: int, name: str) -> np.ndarray:
+    """First values of one logical parameter, float32, from (seed, name) alone.
+
+    zeros, ones, constant(v); normal(std); uniform(a): U(-a, a);
+    fan_in(k[, scale]): normal(0, scale / sqrt(product of the first k sizes)) (LeCun et al., 1998).
+    Raises: ValueError for an unknown initialisation.
+    """
+    a = init.arguments
+    if init.name in ("zeros", "ones", "constant"):
+        value = {"zeros": 0.0, "ones": 1.0}.get(init.name, a[0] if a else 0.0)
+        return np.full(shape, value, np.float32)
+    digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=16).digest()
+    rng = np.random.Generator(np.random.Philox(key=np.frombuffer(digest, np.uint64)))
+    if init.name == "normal":
+        return rng.standard_normal(shape, np.float32) * np.float32(a[0] if a else 1.0)
+    if init.name == "uniform":
+        return (rng.random(shape, np.float32) * 2 - 1) * np.float32(a[0] if a else 1.0)
+    if init.name == "fan_in":
+        fan = int(np.prod(shape[: int(a[0]) if a else 1])) or 1
+        return rng.standard_normal(shape, np.float32) * np.float32((a[1] if len(a) > 1 else 1.0) / fan**0.5)
+    raise ValueError(f"no initialisation `{init.name}`")
+
+
+INITS = {"zeros": 0, "ones": 0, "constant": 1, "normal": 1, "uniform": 1, "fan_in": 2}  # most arguments
+
+
+def initial(parameters: Iterable[Parameter], seed: int = 0) -> dict[str, np.ndarray]:
+    """First values of all logical parameters of some stored ones."""
+    out: dict[str, np.ndarray] = {}
+    for p in parameters:
+        shape = p.type.shape({})[p.stacked :]
+        for name in layers(p.path):
+            out[name] = sample(p.init, shape, seed, name)
+    return out
+
+
+def count(graph: Graph) -> int:
+    """How many numbers a graph's parameters hold, without allocating them."""
+    return sum(int(np.prod([int(s) for s in p.type.sizes], dtype=object)) for p in graph.parameters)  # type: ignore[arg-type]
