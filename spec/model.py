@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .ast import Body, Expr
+from .diagnostics import Diagnostic
 from .source import Source, Span
 
 
@@ -27,7 +28,7 @@ class DimDef:
 class TensorDecl:
     """`int[batch, time]`: a dtype word and one expression per dim (symbols stay names)."""
 
-    dtype: str  # float | int | bool, or an exact one such as bf16, int8
+    dtype: str  # float | int | bool, or an exact one such as bfloat16, int8; in `sample` a draw: normal | uniform | category
     dims: tuple[Expr, ...]
     span: Span
 
@@ -106,4 +107,5 @@ class Spec:
     weights: Section | None
     uses: dict[str, str]
     sizes: tuple[str, ...]  # all that the file offers
-    spans: dict[str, Span] = field(default_factory=dict)
+    spans: dict[str, Span] = field(default_factory=dict)  # of every key path: "graphs.lm.inputs.tokens"
+    warnings: tuple[Diagnostic, ...] = ()

@@ -11,7 +11,7 @@ class Source:
     """One text with its name, as shown to people (a path, or `<--set>`)."""
 
     name: str
-    text: str
+    text: str = field(repr=False)
     _starts: list[int] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:

@@ -1,0 +1,72 @@
+"""Text to checked spec: YAML with positions, the block algebra, schema, prelude, overrides, diagnostics."""
+
+from . import ast
+from .diagnostics import (
+    Diagnostic,
+    Diagnostics,
+    Note,
+    SpecError,
+    as_json,
+    did_you_mean,
+    render,
+    suggest,
+)
+from .dims import dim_values, evaluate
+from .expressions import parse_body, parse_expression, parse_signature, parse_tensor
+from .find import shipped
+from .load import load, load_text
+from .model import (
+    BlockDef,
+    DimDef,
+    GraphDef,
+    ParamDef,
+    Parameter,
+    Section,
+    ShardingRule,
+    Spec,
+    TensorDecl,
+)
+from .names import check_names
+from .prelude import prelude
+from .schema import json_schema
+from .scope import output_names, symbols
+from .source import Source, Span
+from .unparse import unparse
+
+__all__ = [
+    "BlockDef",
+    "Diagnostic",
+    "Diagnostics",
+    "DimDef",
+    "GraphDef",
+    "Note",
+    "ParamDef",
+    "Parameter",
+    "Section",
+    "ShardingRule",
+    "Source",
+    "Span",
+    "Spec",
+    "SpecError",
+    "TensorDecl",
+    "as_json",
+    "ast",
+    "check_names",
+    "did_you_mean",
+    "dim_values",
+    "evaluate",
+    "json_schema",
+    "load",
+    "load_text",
+    "output_names",
+    "parse_body",
+    "parse_expression",
+    "parse_signature",
+    "parse_tensor",
+    "prelude",
+    "render",
+    "shipped",
+    "suggest",
+    "symbols",
+    "unparse",
+]

@@ -1,0 +1,244 @@
+"""The shape of a spec document, as pydantic models: one place for its keys, their meaning and their limits.
+
+The models check plain parts (what is a mapping, a list, a number, a word) and give the JSON schema for editors.
+Expressions pass through as text; `build.py` parses them where a field is marked `Form`.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+
+class Form(Enum):
+    """How the text of a field is parsed."""
+
+    EXPRESSION = "expression"
+    BODY = "body"
+    TENSOR = "tensor"
+
+
+NAME = r"^[A-Za-z_][A-Za-z0-9_]*$"
+_SIGNATURE = r"^[A-Za-z_][A-Za-z0-9_]*(\s*\(.*\))?$"
+
+DTYPES = (
+    "float", "int", "bool",
+    "float16", "bfloat16", "float32", "float64",
+    "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64",
+)  # fmt: skip
+"""What an input's type can be: a kind whose width `precision` decides, or an exact one."""
+
+DRAWS = ("normal", "uniform", "category")
+"""What `sample` can draw."""
+
+
+def _scalar(value: Any) -> Any:
+    if isinstance(value, (str, int, float)):
+        return value
+    raise PydanticCustomError("expression", "an expression")
+
+
+def _text(value: Any) -> Any:
+    if isinstance(value, str):
+        return value
+    raise PydanticCustomError("text", "text that holds an expression")
+
+
+def _one_or_more(value: Any) -> Any:
+    items = value if isinstance(value, list) else [value]
+    if items and all(isinstance(item, str) for item in items):
+        return value
+    raise PydanticCustomError("words", "a word or a list of words")
+
+
+def _strings(value: Any) -> Any:
+    if isinstance(value, dict):
+        for inner in value.values():
+            _strings(inner)
+    elif not isinstance(value, str):
+        raise PydanticCustomError("text_tree", "a mapping whose values are text")
+    return value
+
+
+_EXPRESSION_SCHEMA = WithJsonSchema({"type": ["string", "number", "boolean"], "description": "an expression"})
+_TEXT_SCHEMA = WithJsonSchema({"type": "string", "description": "`name = expr` lines and a last expression"})
+_WORDS_SCHEMA = WithJsonSchema(
+    {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]}
+)
+
+Expression = Annotated[Any, BeforeValidator(_scalar), _EXPRESSION_SCHEMA, Form.EXPRESSION]
+BodyText = Annotated[Any, BeforeValidator(_text), _TEXT_SCHEMA, Form.BODY]
+TensorText = Annotated[
+    Any,
+    BeforeValidator(_text),
+    WithJsonSchema({"type": "string", "pattern": r"^\s*[A-Za-z_][A-Za-z0-9_]*\s*\[[\s\S]*\]\s*$"}),
+    Form.TENSOR,
+]
+Words = Annotated[Any, BeforeValidator(_one_or_more), _WORDS_SCHEMA]
+Word = Annotated[str, StringConstraints(pattern=NAME)]
+Count = Annotated[int, Field(ge=1, le=2**40)]
+FloatType = Literal["float16", "bfloat16", "float32", "float64"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Param(_Strict):
+    """A tensor that several places share."""
+
+    shape: list[Expression] = Field(description="One size per dim: names from `dims`, numbers or arithmetic.")
+    init: Expression | None = Field(None, description="An initializer, such as `normal(0.02)`.")
+
+
+class Graph(_Strict):
+    """A function from input tensors to output tensors; it owns its parameters."""
+
+    inputs: dict[Word, TensorText] = Field(description="Each input as `dtype[dim, dim]`: `int[batch, time]`.")
+    body: BodyText = Field(
+        description="`name = expr` lines; the last name is the output unless `outputs` says."
+    )
+    outputs: list[Word] | None = Field(None, description="The names of the body that callers see.")
+    stream: Word | None = Field(None, description="The sequence axis, where it isn't evident.")
+
+
+class Inner(_Strict):
+    """An optimization inside the loss; it reduces over everything but `batch`."""
+
+    variable: Word = Field(description="The input that is fitted; after the loop it means the fitted value.")
+    start: Expression = Field(description="Its value before the first step: `zeros`, or an initializer.")
+    steps: Count = Field(description="Gradient steps.")
+    rates: Expression = Field(description="Step sizes: a number or `learned(variable)`.")
+    loss: BodyText = Field(description="What the steps minimise.")
+
+
+class Update(_Strict):
+    """One optimizer with its loss, in a training program of several."""
+
+    params: Words | None = Field(
+        None, description="Selectors of what it changes: a graph, a path glob, `kind:...`."
+    )
+    sample: dict[Word, TensorText] | None = Field(None, description="Fresh draws: `z: normal[batch, noise]`.")
+    inner: Inner | None = Field(None, description="An optimization inside the loss.")
+    loss: BodyText = Field(description="What is minimised; the value of the last expression.")
+    optimizer: Expression = Field(
+        description="`adamw(3e-4)`, with a schedule in place of the rate if wanted."
+    )
+    repeat: Count | None = Field(
+        None, description="How often it runs per step, each with fresh data and draws."
+    )
+
+
+class Evaluate(_Strict):
+    """When the held-out loss is measured."""
+
+    every: Count | None = Field(None, description="Steps between two evaluations.")
+    batches: Count | None = Field(None, description="Batches that one evaluation averages over.")
+
+
+class Checkpoint(_Strict):
+    """When the state is saved."""
+
+    every: Count | None = Field(None, description="Steps between two saves.")
+    keep: Count | None = Field(None, description="How many are kept.")
+
+
+class Train(_Strict):
+    """How the model learns: data, losses and optimizers."""
+
+    data: Expression | None = Field(
+        None, description="The source and the names of its fields: `text(tokens)`."
+    )
+    loss: BodyText | None = Field(None, description="What is minimised; the value of the last expression.")
+    optimizer: Expression | None = Field(None, description="`adamw(3e-4, weight_decay=0.1, clip=1.0)`.")
+    batch: Count | None = Field(None, description="Global examples per step, over all devices.")
+    steps: Count | None = Field(None, description="Optimizer steps.")
+    accumulate: Count | None = Field(None, description="Parts that a batch is split into, one after another.")
+    seed: Annotated[int, Field(ge=0, le=2**32 - 1)] | None = Field(
+        None, description="Where all randomness starts."
+    )
+    params: Words | None = Field(None, description="Selectors of what is trained; everything unless written.")
+    sample: dict[Word, TensorText] | None = Field(None, description="Fresh draws: `z: normal[batch, noise]`.")
+    inner: Inner | None = Field(None, description="An optimization inside the loss.")
+    repeat: Count | None = Field(None, description="How often the update runs per step.")
+    targets: dict[Word, Expression] | None = Field(
+        None, description="Slow copies: `slow: copy(actor, every=100)`."
+    )
+    simultaneous: bool | None = Field(None, description="All gradients from the parameters before the step.")
+    updates: dict[Word, Update] | None = Field(None, description="Several updates, run in the order written.")
+    evaluate: Evaluate | None = Field(None, description="When the held-out loss is measured.")
+    checkpoint: Checkpoint | None = Field(None, description="When the state is saved.")
+
+
+class Precision(_Strict):
+    """Floating point types of what is stored and computed."""
+
+    parameters: FloatType | None = Field(None, description="Of the parameters and the optimizer's state.")
+    compute: FloatType | None = Field(None, description="Of activations and matrix products.")
+    state: FloatType | None = Field(None, description="Of streaming state such as a KV cache.")
+
+
+class Document(_Strict):
+    """A Planform spec."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, title="Planform spec")
+
+    planform: Literal[1] = Field(description="The language's version.")
+    model: str = Field(description="The model's name.")
+    paper: str | None = Field(None, description="Where it is described: an arXiv number or an address.")
+    extends: str | None = Field(
+        None, description="Another spec that this one changes: a file or a shipped name."
+    )
+    uses: dict[Word, str] | None = Field(
+        None, description="Other specs by name: a frozen teacher, a retriever."
+    )
+    dims: dict[Word, Expression] | None = Field(
+        None, description="Named sizes: numbers, or arithmetic on others."
+    )
+    sizes: dict[Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")], dict[Word, Expression]] | None = Field(
+        None, description="Variants, each with dims of its own; `model@size` picks one."
+    )  # fmt: skip
+    default: str | None = Field(None, description="The size that is meant when none is asked for.")
+    params: dict[Word, Param] | None = Field(None, description="Tensors that several places share.")
+    blocks: dict[Annotated[str, StringConstraints(pattern=_SIGNATURE)], BodyText] | None = Field(
+        None,
+        description="Functions from tensor to tensor: `name: expr` or `name(parameter, other=default): expr`.",
+    )
+    graphs: dict[Word, Graph] = Field(
+        description="What is compiled: functions with named inputs and outputs."
+    )
+    sharding: dict[Word, Words] | None = Field(
+        None, description="Dim names to mesh axes; earlier entries win."
+    )
+    train: Train | None = Field(None, description="How the model learns.")
+    precision: Precision | None = Field(None, description="Floating point types.")
+    weights: Annotated[
+        Any, BeforeValidator(_strings), WithJsonSchema({"type": "object"})
+    ] = Field(None, description="Parameter paths to another library's tensor names.")  # fmt: skip
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema (draft 2020-12) of a spec, for editors."""
+    schema = Document.model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **_without_nulls(schema)}
+
+
+def _without_nulls(node: Any) -> Any:
+    """A key that may be left out is not a key that may be null: null deletes, and only below `extends`."""
+    if isinstance(node, list):
+        return [_without_nulls(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    out = {
+        key: _without_nulls(value) for key, value in node.items() if not (key == "default" and value is None)
+    }
+    branches = out.get("anyOf")
+    if isinstance(branches, list):
+        kept = [b for b in branches if b != {"type": "null"}]
+        if len(kept) == 1 and len(branches) == 2:
+            del out["anyOf"]
+            out = {**kept[0], **out}
+    return out
