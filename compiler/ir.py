@@ -317,6 +317,4 @@ def rewrite(graph: Graph, visit: Callable[[Node, Builder, Sequence[Value]], Sequ
             mapping.update(zip(n.outputs, n.outputs))
         else:
             mapping.update(zip(n.outputs, new))
-    return replace(
-        graph, nodes=tuple(b.nodes), outputs={k: mapping[v] for k, v in graph.outputs.items()}
-    )
+    return replace(graph, nodes=tuple(b.nodes), outputs={k: mapping[v] for k, v in graph.outputs.items()})

@@ -33,11 +33,13 @@ def stack_shape(path: str) -> tuple[int, ...]:
 def layers(path: str) -> list[str]:
     """The logical names behind a stored name, in the order of its leading dims (the last varies fastest)."""
     parts = _SLICE.split(path)
-    texts, ranges = parts[::4], [
-        range(int(parts[i]), int(parts[i + 1]), int(parts[i + 2] or 1)) for i in range(1, len(parts), 4)
-    ]
+    texts, ranges = (
+        parts[::4],
+        [range(int(parts[i]), int(parts[i + 1]), int(parts[i + 2] or 1)) for i in range(1, len(parts), 4)],
+    )
     return [
-        texts[0] + "".join(f"[{i}]{t}" for i, t in zip(index, texts[1:], strict=True)) for index in product(*ranges)
+        texts[0] + "".join(f"[{i}]{t}" for i, t in zip(index, texts[1:], strict=True))
+        for index in product(*ranges)
     ]
 
 

@@ -32,7 +32,9 @@ class TypeMismatch(Exception):
     `code` is the stable diagnostic code, `help` what to do about it.
     """
 
-    def __init__(self, message: str, *, code: str = "PF0310", help: str | None = None, label: str = "") -> None:
+    def __init__(
+        self, message: str, *, code: str = "PF0310", help: str | None = None, label: str = ""
+    ) -> None:
         super().__init__(message)
         self.code, self.help, self.label = code, help, label
 
@@ -88,7 +90,9 @@ class TensorType:
     def parse(text: str) -> TensorType:
         dtype, _, rest = text.partition("[")
         inner = rest.rstrip().removesuffix("]")
-        return TensorType(dtype.strip(), tuple(Dim.parse(p) for p in inner.split(",")) if inner.strip() else ())
+        return TensorType(
+            dtype.strip(), tuple(Dim.parse(p) for p in inner.split(",")) if inner.strip() else ()
+        )
 
     @property
     def rank(self) -> int:
@@ -164,7 +168,8 @@ def broadcast(types: Sequence[TensorType]) -> tuple[Dim, ...]:
         for d in t.dims:
             if d.name is not None and sizes.setdefault(d.name, d.size) != d.size:
                 raise TypeMismatch(
-                    f"dim `{d.name}` is {sizes[d.name]} in one operand and {d.size} in the other", code="PF0312"
+                    f"dim `{d.name}` is {sizes[d.name]} in one operand and {d.size} in the other",
+                    code="PF0312",
                 )
     lead = max(types, key=lambda t: t.rank)
     unnamed = [[d.size for d in t.dims if d.name is None] for t in types]

@@ -103,7 +103,9 @@ def _run_nodes(
         if isinstance(node.op, Repeat) and node.region:
             results = _repeat(node.op, node.region, arrays, env, watch, index)
         else:
-            at = At(tuple(v.type.bind(env) for v in node.inputs), tuple(v.type.bind(env) for v in node.outputs))
+            at = At(
+                tuple(v.type.bind(env) for v in node.inputs), tuple(v.type.bind(env) for v in node.outputs)
+            )
             found = node.op.bind(env).reference(at, *arrays)
             results = list(found) if isinstance(found, tuple) else [found]
         for v, array in zip(node.outputs, results, strict=True):

@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..ir import Builder, Value
 from ..size import Size, divide, symbol
 from ..types import Dim, TensorType, TypeMismatch
 from .contract import At, Cost, Op, Reach, StateDecl, register
@@ -104,8 +103,14 @@ class _Attention(Op):
         heads, shared = query.sizes[-2], key.sizes[-2]
         n = divide(heads, shared)
         if not isinstance(n, int):
-            better = [h for h in range(1, 2 * int(heads) + 1) if heads % h == 0] if isinstance(heads, int) else []
-            near = sorted(sorted(better, key=lambda h: (abs(h - int(shared)), h))[:2]) if isinstance(shared, int) else []
+            better = (
+                [h for h in range(1, 2 * int(heads) + 1) if heads % h == 0] if isinstance(heads, int) else []
+            )
+            near = (
+                sorted(sorted(better, key=lambda h: (abs(h - int(shared)), h))[:2])
+                if isinstance(shared, int)
+                else []
+            )
             raise TypeMismatch(
                 f"{heads} query heads can't share {shared} key/value heads",
                 code="PF0323",
@@ -192,7 +197,9 @@ class Attend(_Attention):
         pairs = 1
         for s in q.sizes[:-1]:
             pairs = pairs * s
-        return Cost(2 * pairs * keys * (q.sizes[-1] + v.sizes[-1]), sum((t.elements for t in inputs), q.elements))
+        return Cost(
+            2 * pairs * keys * (q.sizes[-1] + v.sizes[-1]), sum((t.elements for t in inputs), q.elements)
+        )
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> tuple[Op, list[Any]]:
@@ -222,7 +229,15 @@ class AttendCached(_Attention):
     """
 
     name: ClassVar[str] = "attend_cached"
-    tensors: ClassVar[tuple[str, ...]] = ("query", "key", "value", "key_cache", "value_cache", "length", "count")
+    tensors: ClassVar[tuple[str, ...]] = (
+        "query",
+        "key",
+        "value",
+        "key_cache",
+        "value_cache",
+        "length",
+        "count",
+    )
     spelled: ClassVar[bool] = False
 
     def infer(self, *inputs: TensorType) -> tuple[TensorType, ...]:
@@ -260,7 +275,9 @@ class AttendCached(_Attention):
         q = TensorType("f32", (*lead, Dim("heads", kv * 2), Dim("head_dim", 4)))
         k = TensorType("f32", (*lead, Dim("kv_heads", kv), Dim("head_dim", 4)))
         slots = window or 20
-        cache = TensorType("f32", (Dim("batch", 2), Dim("kv_heads", kv), Dim("slots", slots), Dim("head_dim", 4)))
+        cache = TensorType(
+            "f32", (Dim("batch", 2), Dim("kv_heads", kv), Dim("slots", slots), Dim("head_dim", 4))
+        )
         counts = TensorType("i32", (Dim("batch", 2),))
         length, count = rng.integers(0, 12, 2), rng.integers(1, new + 1, 2)
         op = cls(float(rng.uniform(0.2, 1)), True, window, 2.0 if rng.random() < 0.5 else None)

@@ -79,9 +79,7 @@ Tanh = _define("tanh", "Hyperbolic tangent.", np.tanh, floats=True)
 Sin = _define("sin", "Sine, x in radians.", np.sin, floats=True)
 Cos = _define("cos", "Cosine, x in radians.", np.cos, floats=True)
 Erf = _define("erf", "Error function, 2/sqrt(pi) * integral of exp(-t^2) from 0 to x.", _erf, floats=True)
-Sigmoid = _define(
-    "sigmoid", "1 / (1 + exp(-x)).", lambda x: 0.5 * (np.tanh(0.5 * x) + 1), floats=True
-)
+Sigmoid = _define("sigmoid", "1 / (1 + exp(-x)).", lambda x: 0.5 * (np.tanh(0.5 * x) + 1), floats=True)
 Relu = _define("relu", "max(x, 0).", lambda x: np.maximum(x, 0))
 Less = _define("less", "x < y.", lambda x, y: x < y, _TWO, result="bool")
 LessEqual = _define("less_equal", "x <= y.", lambda x, y: x <= y, _TWO, result="bool")

@@ -35,7 +35,6 @@ class Linear(Op):
     out: tuple[Dim, ...]
     over: tuple[Dim, ...] | None = None
     bias: bool = False
-    init: Init | None = None
 
     def _over(self, x: TensorType) -> tuple[int, ...]:
         if self.over is None:
@@ -56,7 +55,7 @@ class Linear(Op):
         # A dim is unique within a tensor: in a square weight the result's side loses its name.
         taken = {d.name for d in over}
         out = tuple(Dim(None if d.name in taken else d.name, d.size) for d in self.out)
-        found = {"weight": ParameterDecl((*over, *out), self.init or Init("fan_in", (float(len(over)),)))}
+        found = {"weight": ParameterDecl((*over, *out), Init("fan_in", (float(len(over)),)))}
         if self.bias:
             found["bias"] = ParameterDecl(self.out, Init("zeros"))
         return found
@@ -193,7 +192,9 @@ class Unembed(Op):
     def infer(self, *inputs: TensorType) -> TensorType:
         x, table = inputs
         if table.rank != 2 or not x.rank or x.dims[-1] != table.dims[1]:
-            raise TypeMismatch(f"`unembed` needs a table [vocab, {x.dims[-1] if x.rank else 'd'}], not {table}")
+            raise TypeMismatch(
+                f"`unembed` needs a table [vocab, {x.dims[-1] if x.rank else 'd'}], not {table}"
+            )
         return TensorType(promote(t.dtype for t in inputs), (*x.dims[:-1], table.dims[0]))
 
     def reference(self, at: At, *arrays: np.ndarray) -> np.ndarray:
@@ -202,7 +203,9 @@ class Unembed(Op):
 
     def cost(self, *inputs: TensorType) -> Cost:
         out = self.infer(*inputs)
-        return Cost(2 * out.elements * inputs[0].sizes[-1], out.elements + sum((t.elements for t in inputs), 0))
+        return Cost(
+            2 * out.elements * inputs[0].sizes[-1], out.elements + sum((t.elements for t in inputs), 0)
+        )
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> tuple[Op, list[Any]]:

@@ -152,7 +152,9 @@ class Softcap(_SameShape):
 
     def infer(self, *inputs: TensorType) -> TensorType:
         if not self.cap > 0:
-            raise TypeMismatch(f"a cap of {self.cap} caps nothing", code="PF0320", help="`cap` must be above 0")
+            raise TypeMismatch(
+                f"a cap of {self.cap} caps nothing", code="PF0320", help="`cap` must be above 0"
+            )
         return super().infer(*inputs)
 
     def reference(self, at: At, *arrays: np.ndarray) -> np.ndarray:

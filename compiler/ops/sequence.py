@@ -101,3 +101,26 @@ class Last(Op):
         x = TensorType("f32", (Dim("batch", 3), Dim("time", int(rng.integers(1, 5))), Dim("d", 2)))
         c = TensorType("i32", (Dim("batch", 3),))
         return cls(), [(x, floats(rng, x)), (c, integers(rng, c, 1, int(x.sizes[1]) + 1))]
+
+
+@register
+@dataclass(frozen=True)
+class Iota(Op):
+    """0, 1, 2 .. along the last of the given dims, the same in all the others; int32."""
+
+    name: ClassVar[str] = "iota"
+    family: ClassVar[str] = "sequence"
+    tensors: ClassVar[tuple[str, ...]] = ()
+    spelled: ClassVar[bool] = False
+    dims: tuple[Dim, ...]
+
+    def infer(self, *inputs: TensorType) -> TensorType:
+        return TensorType("i32", self.dims)
+
+    def reference(self, at: At, *arrays: np.ndarray) -> np.ndarray:
+        shape = at.outputs[0].shape({})
+        return np.broadcast_to(np.arange(shape[-1], dtype=np.int32), shape)
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator) -> tuple[Op, list[Any]]:
+        return cls((Dim("batch", 2), Dim("time", int(rng.integers(1, 6))))), []

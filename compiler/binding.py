@@ -1,0 +1,174 @@
+"""Binding the arguments of a call to an op's signature, and turning values into attributes."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields
+from functools import cache
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from .ir import Init, Value
+from .ops.contract import Op
+from .parameters import INITS
+from .size import Polynomial
+from .types import Dim
+from .values import Block, Outputs, describe, is_number
+
+
+class BindError(Exception):
+    """The arguments don't fit. `argument` is its index, or its keyword, where one is to blame."""
+
+    def __init__(self, message: str, argument: int | str | None = None, *, code: str = "PF0302",
+                 help: str | None = None, choices: Sequence[str] = ()) -> None:  # fmt: skip
+        super().__init__(message)
+        self.argument, self.code, self.help, self.choices = argument, code, help, tuple(choices)
+
+
+@cache
+def attribute_types(cls: type[Op]) -> dict[str, Any]:
+    hints = get_type_hints(cls)
+    return {f.name: hints[f.name] for f in fields(cls)}
+
+
+def signature(cls: type[Op]) -> str:
+    """The call as people read it: `attend(query, key, value, scale, causal=false, ..)`."""
+    parts = [t.rstrip("?") + ("=none" if t.endswith("?") else "") for t in cls.tensors]
+    for f in fields(cls):
+        parts.append(f.name if f.default is MISSING else f"{f.name}={describe(f.default).split(' ', 1)[-1]}")
+    return f"{cls.name}({', '.join(parts)})"
+
+
+def as_tensor(value: Any) -> Any:
+    """The value as a tensor or a block that makes one; None where it is neither."""
+    if isinstance(value, Outputs) and len(value.values) == 1:
+        return next(iter(value.values.values()))
+    return value if isinstance(value, (Value, Block)) else None
+
+
+def to_dim(value: Any) -> Dim:
+    """Raises: BindError where the value is no size."""
+    if isinstance(value, Dim):
+        return value
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, Polynomial) or (isinstance(value, int) and not isinstance(value, bool)):
+        if isinstance(value, int) and value < 1:
+            raise BindError(f"a dim of size {value}", code="PF0313", help="sizes are at least 1")
+        return Dim(None, value)
+    raise BindError(f"expected a dim or a size, got {describe(value)}", code="PF0303")
+
+
+def to_init(value: Any) -> Init:
+    """Raises: BindError where the value is no initialisation."""
+    if isinstance(value, Init):
+        return value
+    raise BindError(
+        f"expected an initialisation, got {describe(value)}", code="PF0303",
+        help="one of " + ", ".join(f"{n}(..)" if k else n for n, k in INITS.items()),
+    )  # fmt: skip
+
+
+def coerce(value: Any, want: Any) -> Any:
+    """A value of the language as a Python attribute of type `want`. Raises: BindError."""
+    if get_origin(want) in (Union, types.UnionType):
+        options = get_args(want)
+        if value is None and type(None) in options:
+            return None
+        rest = [o for o in options if o is not type(None)]
+        return coerce(value, rest[0])
+    if want is Dim:
+        return to_dim(value)
+    if get_origin(want) is tuple:
+        inner = get_args(want)[0]
+        items = value if isinstance(value, (list, tuple)) else [value]
+        return tuple(coerce(v, inner) for v in items)
+    if want is Init:
+        return to_init(value)
+    if want is bool:
+        if isinstance(value, bool):
+            return value
+        raise BindError(f"expected true or false, got {describe(value)}", code="PF0303")
+    if want is str:
+        if isinstance(value, str):
+            return value
+        raise BindError(f"expected a string, got {describe(value)}", code="PF0303")
+    if isinstance(value, Dim):
+        value = value.size
+    if want is int:
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+        raise BindError(f"expected a whole number, got {describe(value)}", code="PF0303")
+    if want is float:
+        if is_number(value) and not isinstance(value, Polynomial):
+            return float(value)
+        raise BindError(f"expected a number, got {describe(value)}", code="PF0303")
+    raise AssertionError(f"attributes of type {want} can't be written in a spec")
+
+
+def bind(
+    cls: type[Op], positional: Sequence[Any], keywords: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any], str | None]:
+    """(attributes, tensors by name, primary): how a call's arguments meet an op's signature.
+
+    Where every required tensor is given the call is complete and `primary` is None; where only the first
+    is missing, `>>` supplies it. Raises: BindError.
+    """
+    try:
+        return _assign(cls, positional, keywords, whole=True)
+    except BindError as whole:
+        try:
+            return _assign(cls, positional, keywords, whole=False)
+        except BindError as partial:
+            first = as_tensor(positional[0]) if positional else None
+            complete = first is not None and len(cls.tensors) == 1
+            raise (whole if complete else partial) from None
+
+
+def _assign(
+    cls: type[Op], positional: Sequence[Any], keywords: Mapping[str, Any], whole: bool
+) -> tuple[dict[str, Any], dict[str, Any], str | None]:
+    tensors = [t.rstrip("?") for t in cls.tensors]
+    required = [t for t in cls.tensors if not t.endswith("?")]
+    primary = tensors[0] if tensors and not whole else None
+    hints = attribute_types(cls)
+    order = [t for t in tensors if t != primary] + list(hints)
+    if len(positional) > len(order):
+        raise BindError(
+            f"`{cls.name}` takes at most {len(order)} arguments here", len(order), help=signature(cls)
+        )
+    given: dict[str, tuple[int | str, Any]] = {}
+    for i, value in enumerate(positional):
+        given[order[i]] = (i, value)
+    for key, value in keywords.items():
+        if key not in tensors and key not in hints:
+            raise BindError(f"`{cls.name}` has no argument `{key}`", key, code="PF0204", help=signature(cls),
+                            choices=[*tensors, *hints])  # fmt: skip
+        if key in given or key == primary:
+            raise BindError(f"`{key}` is given twice", key)
+        given[key] = (key, value)
+    found: dict[str, Any] = {}
+    for t in tensors:
+        if t in given:
+            tensor = as_tensor(given[t][1])
+            if tensor is None:
+                raise BindError(f"`{t}` of `{cls.name}` must be a tensor or a block, got {describe(given[t][1])}",
+                                given[t][0], code="PF0301", help=signature(cls))  # fmt: skip
+            found[t] = tensor
+    missing = [t for t in required if t not in found and t != primary]
+    if missing:
+        raise BindError(f"`{cls.name}` needs `{missing[0]}`", help=signature(cls))
+    attributes: dict[str, Any] = {}
+    for f in fields(cls):
+        if f.name in given:
+            try:
+                attributes[f.name] = coerce(given[f.name][1], hints[f.name])
+            except BindError as e:
+                e.argument = given[f.name][0]
+                e.args = (f"`{f.name}` of `{cls.name}`: {e}",)
+                raise
+        elif f.default is MISSING:
+            raise BindError(f"`{cls.name}` needs `{f.name}`", help=signature(cls))
+    return attributes, found, primary
