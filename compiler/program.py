@@ -1,0 +1,149 @@
+"""The training program of a spec: named updates, each a loss graph, what it trains, and an optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+from planform.spec import Diagnostic, Section, Span, Spec, SpecError, ast, did_you_mean
+
+from .elaborate import Elaborator, Env, elaborate_loss
+from .ir import Graph, Parameter
+from .recipes import OPTIMIZERS, SOURCES, Recipe, read
+from .size import symbol
+from .types import Dim, TensorType
+
+_LATER = ("sample", "inner", "targets", "simultaneous")
+
+
+@dataclass(frozen=True)
+class Update:
+    """One step of gradient descent on one loss; `params` are selectors of what it trains (none: all)."""
+
+    name: str
+    loss: Graph
+    optimizer: Recipe
+    params: tuple[str, ...] = ()
+    repeat: int = 1
+
+
+@dataclass(frozen=True)
+class Program:
+    """Everything the trainer needs from a spec. Lengths and counts are in examples and steps."""
+
+    data: Recipe
+    updates: tuple[Update, ...]
+    batch: int = 16
+    steps: int = 1000
+    accumulate: int = 1
+    seed: int = 0
+    evaluate_every: int = 100
+    evaluate_batches: int = 8
+    checkpoint_every: int = 100
+    keep: int = 2
+    precision: Mapping[str, str] = field(default_factory=dict)
+
+
+def selects(selector: str, parameter: Parameter) -> bool:
+    """Whether a selector means a parameter: a glob on its path, a graph's name, or `kind:matrix` (two or
+    more dims, stacks aside) and `kind:vector`."""
+    if selector.startswith("kind:"):
+        matrix = parameter.type.rank - parameter.stacked >= 2
+        return matrix if selector == "kind:matrix" else not matrix
+    path = parameter.path
+    return fnmatchcase(path, selector) or path == selector or path.startswith(selector + ".")
+
+
+def program(spec: Spec) -> Program:
+    """Reads and checks the `train` section. Raises: SpecError."""
+    train = spec.train
+    if train is None:
+        raise SpecError(Diagnostic("PF0500", f"`{spec.name}` has no training program", Span(spec.source, 0, 1),
+                                   help="add a `train:` section with data, loss and optimizer"))  # fmt: skip
+    for key in _LATER:
+        if key in train.values:
+            raise SpecError(Diagnostic("PF0510", f"`train.{key}` is not supported yet", train.spans[key]))
+    values = train.values
+    evaluate_ = Elaborator(spec, "train", None)
+    number = lambda e: _value(evaluate_, e)  # noqa: E731
+    if "data" not in values:
+        raise SpecError(Diagnostic("PF0500", "`train` has no `data`", train.span, help="data: text(tokens)"))
+    data = read(values["data"], SOURCES, "data source", number)
+    inputs = _fields(spec, data)
+    updates = []
+    sections = values.get("updates") or {"train": values}
+    for name, one in sections.items():
+        updates.append(_update(spec, train, name, one, inputs, number, len(sections) > 1))
+    evaluate, checkpoint = values.get("evaluate") or {}, values.get("checkpoint") or {}
+    given: dict[str, Any] = {k: values[k] for k in ("batch", "steps", "accumulate", "seed") if k in values}
+    made = Program(
+        data,
+        tuple(updates),
+        **given,
+        evaluate_every=evaluate.get("every", 100),
+        evaluate_batches=evaluate.get("batches", 8),
+        checkpoint_every=checkpoint.get("every", 100),
+        keep=checkpoint.get("keep", 2),
+        precision=dict(spec.precision.values) if spec.precision else {},
+    )
+    if made.batch % made.accumulate:
+        raise SpecError(Diagnostic("PF0503", f"a batch of {made.batch} can't be split into {made.accumulate} equal parts",
+                                   train.spans["accumulate"], help="`batch` must be a multiple of `accumulate`"))  # fmt: skip
+    return made
+
+
+def _value(e: Elaborator, expr: ast.Expr) -> Any:
+    v = e.value(expr, Env({}))
+    return v.size if isinstance(v, Dim) else v
+
+
+def _update(
+    spec: Spec,
+    train: Section,
+    name: str,
+    one: Mapping[str, Any],
+    inputs: dict[str, TensorType],
+    number: Any,
+    several: bool,
+) -> Update:
+    place = f"updates.{name}." if several else ""
+    for key in _LATER:
+        if key in one:
+            raise SpecError(
+                Diagnostic("PF0510", f"`train.{place}{key}` is not supported yet", train.spans[place + key])
+            )
+    for key in ("loss", "optimizer"):
+        if key not in one:
+            raise SpecError(Diagnostic("PF0500", f"`train` has no `{place}{key}`", train.span))
+    loss = elaborate_loss(spec, one["loss"], inputs, name)
+    optimizer = read(one["optimizer"], OPTIMIZERS, "optimizer", number)
+    params = one.get("params") or ()
+    params = (params,) if isinstance(params, str) else tuple(params)
+    for selector in params:
+        if not any(selects(selector, p) for p in loss.parameters):
+            known = [*spec.graphs, *(p.path for p in loss.parameters)]
+            raise SpecError(Diagnostic("PF0504", f"`{selector}` selects no parameter of this loss",
+                                       train.spans[place + "params"], help=did_you_mean(selector, known)))  # fmt: skip
+    return Update(name, loss, optimizer, params, one.get("repeat", 1))
+
+
+def _fields(spec: Spec, data: Recipe) -> dict[str, TensorType]:
+    """Types of the data's fields: as the graphs declare inputs of that name. Raises: SpecError."""
+    assert data.span is not None
+    if not data.fields:
+        raise SpecError(Diagnostic("PF0502", f"`{data.name}` names no fields", data.span, help=f"{data.name}(tokens)"))
+    if data.name == "text":
+        if len(data.fields) > 1:
+            raise SpecError(Diagnostic("PF0502", "`text` gives one field, the tokens", data.span))
+        return {data.fields[0]: TensorType("i32", (Dim("batch", symbol("batch")), Dim("time", symbol("time"))))}
+    found: dict[str, TensorType] = {}
+    for name in data.fields:
+        declared = [g.inputs[name] for g in spec.graphs.values() if name in g.inputs]
+        if not declared:
+            known = [k for g in spec.graphs.values() for k in g.inputs]
+            raise SpecError(Diagnostic("PF0502", f"no graph has an input `{name}`, so its type is unknown", data.span,
+                                       help=did_you_mean(name, known)))  # fmt: skip
+        found[name] = Elaborator(spec, "train", None).declared(declared[0])
+    return found
