@@ -26,9 +26,7 @@ def load_arrays(path: str | Path) -> dict[str, np.ndarray]:
     path = Path(path)
     files = sorted(path.glob("*.npy")) if path.is_dir() else [path]
     if not files or not files[0].is_file():
-        raise UserError(
-            f"there are no arrays at {path}", help="give an .npz, an .npy, or a folder of .npy files"
-        )
+        raise UserError(f"there are no arrays at {path}", help="give an .npz, an .npy, or a folder of .npy files")
     found: dict[str, np.ndarray] = {}
     for file in files:
         try:
@@ -131,9 +129,7 @@ def _rows(arrays: Mapping[str, np.ndarray], source: str) -> int:
         raise UserError(f"{source} are empty")
     for name, array in arrays.items():
         if not array.ndim or array.dtype.kind not in "biufcV":
-            raise UserError(
-                f"{name} of {source} is {array.dtype} {list(array.shape)}; rows of numbers are needed"
-            )
+            raise UserError(f"{name} of {source} is {array.dtype} {list(array.shape)}; rows of numbers are needed")
     counts = {name: len(array) for name, array in arrays.items()}
     if len(set(counts.values())) > 1 or not min(counts.values()):
         shown = ", ".join(f"{name}: {count}" for name, count in counts.items())

@@ -120,9 +120,7 @@ def read_corpus(
             help="check the folder and the pattern; empty, hidden and binary files don't count",
         )
     name = ", ".join(root.name or str(root) for root in roots)
-    return Corpus(
-        name, *(_split(documents, heldout) if len(documents) > 1 else _cut_in_two(documents[0], heldout))
-    )
+    return Corpus(name, *(_split(documents, heldout) if len(documents) > 1 else _cut_in_two(documents[0], heldout)))
 
 
 def _walk(root: Path, patterns: tuple[str, ...], without: tuple[str, ...] = ()) -> list[Document]:
@@ -132,9 +130,7 @@ def _walk(root: Path, patterns: tuple[str, ...], without: tuple[str, ...] = ()) 
         for file in files:
             path = Path(folder, file)
             name = path.relative_to(root).as_posix()
-            if file.startswith(".") or not any(
-                fnmatch.fnmatchcase(n, p) for p in patterns for n in (file, name)
-            ):
+            if file.startswith(".") or not any(fnmatch.fnmatchcase(n, p) for p in patterns for n in (file, name)):
                 continue
             if path.is_file() and not (patterns == ("*",) and _binary(path)):
                 found += _document(path, name)

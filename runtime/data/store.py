@@ -58,9 +58,7 @@ class Store:
     heldout: Side
 
 
-def open_store(
-    corpus: Corpus, tokenizer: Tokenizer, cache: str | Path, report: Report | None = None
-) -> Store:
+def open_store(corpus: Corpus, tokenizer: Tokenizer, cache: str | Path, report: Report | None = None) -> Store:
     """The store of this corpus and tokenizer in `cache`, made if it isn't there.
 
     It is made beside its place and renamed, so a killed process leaves none half done; processes that want
@@ -150,11 +148,7 @@ def _write(
     advance: Callable[[int], None],
 ) -> _Facts:
     dtype = np.dtype(
-        "uint8"
-        if tokenizer.vocab_size <= 1 << 8
-        else "uint16"
-        if tokenizer.vocab_size <= 1 << 16
-        else "uint32"
+        "uint8" if tokenizer.vocab_size <= 1 << 8 else "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
     )
     offsets = [0]
     size = 0
@@ -190,8 +184,7 @@ def _whole(folder: Path) -> bool:
     try:
         facts = json.loads((folder / "store.json").read_text())
         return all(
-            (folder / f"{side}.bin").stat().st_size
-            == facts[side]["tokens"] * np.dtype(facts[side]["dtype"]).itemsize
+            (folder / f"{side}.bin").stat().st_size == facts[side]["tokens"] * np.dtype(facts[side]["dtype"]).itemsize
             and (folder / f"{side}.npy").is_file()
             for side in SIDES
         )
@@ -202,9 +195,7 @@ def _whole(folder: Path) -> bool:
 def _open(folder: Path, side: str, facts: dict[str, Any]) -> Side:
     dtype = np.dtype(facts["dtype"])
     file = folder / f"{side}.bin"
-    tokens = (
-        np.memmap(file, dtype, "r") if facts["tokens"] else np.zeros(0, dtype)
-    )  # an empty file can't be mapped
+    tokens = np.memmap(file, dtype, "r") if facts["tokens"] else np.zeros(0, dtype)  # an empty file can't be mapped
     return Side(tokens, np.load(folder / f"{side}.npy", allow_pickle=False), facts["bytes"])
 
 

@@ -78,9 +78,7 @@ class TextData:
         report: Report | None = None,
     ) -> None:
         if length < 2:
-            raise UserError(
-                f"a window of {length} tokens has nothing to predict", help="use 2 tokens or more"
-            )
+            raise UserError(f"a window of {length} tokens has nothing to predict", help="use 2 tokens or more")
         self.corpus, self.tokenizer, self.length, self.share = corpus, tokenizer, length, share
         store = open_store(corpus, tokenizer, cache, report)
         self._train, self._heldout = store.train, store.heldout

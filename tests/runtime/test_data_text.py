@@ -266,9 +266,7 @@ def test_a_batch_is_a_function_of_seed_and_step(folder, tmp_path):
             assert np.array_equal(value, again.batch(step)[name])
     other = make(folder, tmp_path / "cache", seed=1)
     assert not np.array_equal(other.batch(0)["tokens"], data.batch(0)["tokens"])
-    assert (
-        other.describe()["fingerprint"] != data.describe()["fingerprint"] == again.describe()["fingerprint"]
-    )
+    assert other.describe()["fingerprint"] != data.describe()["fingerprint"] == again.describe()["fingerprint"]
 
 
 def test_iterating_from_a_step_is_the_same(folder, tmp_path):
@@ -364,9 +362,7 @@ def test_bigram_is_a_distribution():
     rng = np.random.default_rng(0)
     pairs = count_pairs(rng.integers(0, 40, 5000).astype(np.uint8))
     for a in (3, 200):
-        each = [
-            bigram_bits_per_byte(pairs, np.bincount([a * 256 + b], minlength=1 << 16)) for b in range(256)
-        ]
+        each = [bigram_bits_per_byte(pairs, np.bincount([a * 256 + b], minlength=1 << 16)) for b in range(256)]
         assert sum(2.0 ** -np.array(each)) == pytest.approx(1)
 
 
