@@ -1,0 +1,57 @@
+"""How a graph is run: precision, how much of a repetition is unrolled, what is recomputed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax.numpy as jnp
+
+DTYPES: dict[str, Any] = {
+    "f64": jnp.float64,
+    "f32": jnp.float32,
+    "f16": jnp.float16,
+    "bf16": jnp.bfloat16,
+    "i64": jnp.int64,
+    "i32": jnp.int32,
+    "i8": jnp.int8,
+    "u8": jnp.uint8,
+    "bool": jnp.bool_,
+}
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The choices a graph leaves open. Hashable; the storage of parameters follows from (graph, policy).
+
+    compute     what the IR's floats are computed in; norms, softmax and losses take float32 or wider
+    unroll      layers of a repetition written out in one step of its scan; None lets `budget` decide
+    budget      layer bodies that one program may hold: compile time grows with it and with nothing else
+    remat       what the backward pass recomputes: nothing, whole layers, or all but matrix products
+    loss_bytes  the most that one chunk of logits may take in `linear_cross_entropy`
+    """
+
+    platform: str = "cpu"
+    unroll: int | None = None
+    budget: int = 12
+    remat: Literal["none", "layer", "dots"] = "none"
+    compute: Literal["f32", "bf16", "f64"] = "f32"
+    loss_bytes: int = 32 << 20
+
+    def __post_init__(self) -> None:
+        if self.remat not in ("none", "layer", "dots"):
+            raise ValueError(f"remat is none, layer or dots, not {self.remat!r}")
+        if self.compute not in ("f32", "bf16", "f64"):
+            raise ValueError(f"compute is f32, bf16 or f64, not {self.compute!r}")
+        if self.unroll is not None and self.unroll < 1:
+            raise ValueError(f"unroll is at least 1, not {self.unroll}")
+
+    @property
+    def wide(self) -> str:
+        """The dtype of norms, softmax, angles and losses."""
+        return "f64" if self.compute == "f64" else "f32"
+
+    @property
+    def stored(self) -> str:
+        """The dtype that float parameters are kept in."""
+        return self.wide

@@ -1,0 +1,101 @@
+"""What a lowering rule is: a function from a `Call` and JAX values to JAX values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from planform.compiler.ops.contract import Op
+from planform.compiler.types import TensorType
+
+from ..policy import DTYPES, Policy
+
+RULES: dict[str, Rule] = {}
+EXCLUDED: dict[str, str] = {}
+"""Ops that this backend runs neither by a rule nor by `decompose`, and why."""
+
+
+def dtype_of(t: TensorType, policy: Policy) -> Any:
+    """The JAX dtype that the policy gives a type; scalars (losses, weights) stay wide."""
+    if t.dtype == "f32":
+        return DTYPES[policy.compute if t.rank else policy.wide]
+    return DTYPES[t.dtype]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One use of an op: the op with concrete sizes, the types around it, the policy."""
+
+    op: Any
+    inputs: tuple[TensorType, ...]
+    outputs: tuple[TensorType, ...]
+    policy: Policy
+    shared: dict[Any, Any]
+    """Values that several nodes of one program compute alike (rotary angles), by what they depend on."""
+
+    def dtype(self, t: TensorType) -> Any:
+        return dtype_of(t, self.policy)
+
+
+@dataclass(frozen=True)
+class Default:
+    """An input nobody gave: `iota` along the last dim, `zeros`, or `full` (`fill` everywhere).
+
+    Rules that can do better than with an array take it as it is; the others get `array()`.
+    """
+
+    kind: Literal["iota", "zeros", "full"]
+    type: TensorType
+    fill: int = 0
+
+    def array(self) -> jax.Array:
+        shape, dtype = self.type.shape({}), DTYPES[self.type.dtype]
+        if self.kind == "iota":
+            return jnp.broadcast_to(jnp.arange(shape[-1], dtype=dtype), shape)
+        return jnp.full(shape, self.fill, dtype)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """`floats` says how float inputs arrive: in the policy's compute dtype, widened to float32 or more (the
+    results are cast back), or as they are. `defaults`: the function takes `Default` values itself."""
+
+    function: Callable[..., Any]
+    floats: Literal["compute", "wide", "own"]
+    defaults: bool
+
+    def __call__(self, call: Call, *values: Any) -> tuple[Any, ...]:
+        if not self.defaults:
+            values = tuple(v.array() if isinstance(v, Default) else v for v in values)
+        if self.floats != "own":
+            scalars = not any(t.rank for t in call.outputs)
+            name = call.policy.wide if self.floats == "wide" or scalars else call.policy.compute
+            values = tuple(_to(v, DTYPES[name]) for v in values)
+        found = self.function(call, *values)
+        outs = found if isinstance(found, tuple) else (found,)
+        return tuple(
+            o if isinstance(o, Default) else o.astype(call.dtype(t)) for o, t in zip(outs, call.outputs, strict=True)
+        )
+
+
+def _to(v: Any, dtype: Any) -> Any:
+    return v.astype(dtype) if not isinstance(v, Default) and jnp.issubdtype(v.dtype, jnp.floating) else v
+
+
+def rule(
+    *ops: type[Op], floats: Literal["compute", "wide", "own"] = "compute", defaults: bool = False
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Registers the lowering of some ops. Raises: ValueError where one has a rule already."""
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        for op in ops:
+            if op.name in RULES:
+                raise ValueError(f"op `{op.name}` already has a rule")
+            RULES[op.name] = Rule(function, floats, defaults)
+        return function
+
+    return register

@@ -1,0 +1,74 @@
+"""Elementwise ops and reductions: the op's own alignment of named dims, JAX's functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from planform.compiler.ops import elementwise as ops
+from planform.compiler.ops import reduce
+from planform.compiler.types import align
+
+from ..policy import DTYPES
+from .contract import Call, rule
+
+FUNCTIONS: dict[type[ops.Elementwise], Callable[..., Any]] = {
+    ops.Add: jnp.add,
+    ops.Sub: jnp.subtract,
+    ops.Mul: jnp.multiply,
+    ops.Div: jnp.divide,
+    ops.Pow: jnp.power,
+    ops.Maximum: jnp.maximum,
+    ops.Minimum: jnp.minimum,
+    ops.Neg: jnp.negative,
+    ops.Abs: jnp.abs,
+    ops.Exp: jnp.exp,
+    ops.Log: jnp.log,
+    ops.Sqrt: jnp.sqrt,
+    ops.Rsqrt: lax.rsqrt,
+    ops.Square: jnp.square,
+    ops.Tanh: jnp.tanh,
+    ops.Sin: jnp.sin,
+    ops.Cos: jnp.cos,
+    ops.Erf: lax.erf,
+    ops.Sigmoid: jax.nn.sigmoid,
+    ops.Relu: jax.nn.relu,
+    ops.Less: jnp.less,
+    ops.LessEqual: jnp.less_equal,
+    ops.Equal: jnp.equal,
+    ops.And: jnp.logical_and,
+    ops.Where: jnp.where,
+    ops.Stop: lax.stop_gradient,
+}
+
+
+@rule(*FUNCTIONS)
+def elementwise(call: Call, *values: Any) -> jax.Array:
+    dims, floats = call.outputs[0].dims, type(call.op).floats
+    aligned = [align(v, t, dims) for v, t in zip(values, call.inputs)]
+    if floats:
+        wide = DTYPES[call.policy.wide]
+        aligned = [a if jnp.issubdtype(a.dtype, jnp.floating) else a.astype(wide) for a in aligned]
+    return jnp.broadcast_to(FUNCTIONS[type(call.op)](*aligned), call.outputs[0].shape({}))
+
+
+@rule(ops.Cast, floats="own")
+def cast(call: Call, x: jax.Array) -> jax.Array:
+    return x  # the result takes the dtype of its type, as every result does
+
+
+@rule(ops.Constant)
+def constant(call: Call) -> jax.Array:
+    return jnp.asarray(call.op.value, call.dtype(call.outputs[0]))
+
+
+REDUCTIONS = {reduce.Sum: jnp.sum, reduce.Mean: jnp.mean, reduce.Max: jnp.max}
+
+
+@rule(*REDUCTIONS, floats="wide")
+def reduction(call: Call, x: jax.Array) -> jax.Array:
+    return REDUCTIONS[type(call.op)](x, axis=call.op.axes(call.inputs[0]))

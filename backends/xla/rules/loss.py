@@ -1,0 +1,125 @@
+"""Losses, in float32 or wider; the loss head in chunks of rows."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from planform.compiler.ops import loss as ops
+
+from ..policy import DTYPES
+from .contract import Call, rule
+
+
+def _mean(loss: jax.Array, targets: jax.Array) -> jax.Array:
+    valid = targets >= 0
+    return jnp.sum(jnp.where(valid, loss, 0)) / jnp.maximum(jnp.sum(valid), 1)
+
+
+@rule(ops.CrossEntropy, floats="wide")
+def cross_entropy(call: Call, logits: jax.Array, targets: jax.Array) -> jax.Array:
+    if call.inputs[1].is_float:
+        return -jnp.mean(jnp.sum(targets * jax.nn.log_softmax(logits, -1), -1))
+    picked = jnp.take_along_axis(logits, jnp.maximum(targets, 0)[..., None], -1)[..., 0]
+    return _mean(jax.nn.logsumexp(logits, -1) - picked, targets)
+
+
+@rule(ops.CountTargets)
+def count_targets(call: Call, targets: jax.Array) -> jax.Array:
+    return jnp.sum(targets >= 0)
+
+
+@rule(ops.LinearCrossEntropy, floats="own")
+def linear_cross_entropy(call: Call, x: jax.Array, table: jax.Array, targets: jax.Array) -> jax.Array:
+    compute, wide = DTYPES[call.policy.compute], DTYPES[call.policy.wide]
+    rows = math.prod(x.shape[:-1])
+    chunks = -(-rows * table.shape[0] * jnp.dtype(wide).itemsize // call.policy.loss_bytes)
+    return head(x.astype(compute), table.astype(compute), targets, call.op.softcap, _divisor(x.shape[-2], chunks))
+
+
+def _divisor(n: int, least: int) -> int:
+    """The smallest divisor of n that is at least `least`."""
+    return next(c for c in range(max(min(least, n), 1), n + 1) if n % c == 0)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def head(x: jax.Array, table: jax.Array, targets: jax.Array, softcap: float | None, chunks: int) -> jax.Array:
+    """cross_entropy(softcap(x table^T), targets), the rows in `chunks` parts along x's last axis but one.
+
+    x [.., time, d], table [vocab, d], targets int[.., time]. Differentiated, it computes the gradients while
+    the chunk's logits exist, so none are kept and none are computed twice.
+    """
+
+    def one(total: jax.Array, part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        xc, tc = part
+        z, _ = _logits(xc, table, softcap)
+        nats = jax.nn.logsumexp(z, -1) - jnp.sum(jnp.where(_hits(z, tc), z, 0), -1)
+        return total + jnp.sum(jnp.where(tc >= 0, nats, 0)), None
+
+    total, _ = lax.scan(one, jnp.zeros((), _wide(x)), (_parts(x, chunks, -2), _parts(targets, chunks, -1)))
+    return total / jnp.maximum(jnp.sum(targets >= 0), 1)
+
+
+def _forward(
+    x: jax.Array, table: jax.Array, targets: jax.Array, softcap: float | None, chunks: int
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    weight = (1 / jnp.maximum(jnp.sum(targets >= 0), 1)).astype(_wide(x))
+
+    def one(carry: tuple[jax.Array, jax.Array], part: tuple[jax.Array, jax.Array]):  # type: ignore[no-untyped-def]
+        (total, dtable), (xc, tc) = carry, part
+        z, tanh = _logits(xc, table, softcap)
+        high = jnp.max(z, -1, keepdims=True)
+        e = jnp.exp(z - high)
+        mass = jnp.sum(e, -1, keepdims=True)
+        hit, valid = _hits(z, tc), tc >= 0
+        nats = (jnp.log(mass) + high)[..., 0] - jnp.sum(jnp.where(hit, z, 0), -1)
+        dz = (e / mass - hit) * jnp.where(valid, weight, 0)[..., None]
+        if tanh is not None:
+            dz = dz * (1 - tanh * tanh)
+        dz = dz.astype(x.dtype)
+        dx = lax.dot_general(dz, table, (((dz.ndim - 1,), (0,)), ((), ())))
+        lead = tuple(range(dz.ndim - 1))
+        dtable = dtable + lax.dot_general(dz, xc, ((lead, lead), ((), ())), preferred_element_type=_wide(x))
+        return (total + jnp.sum(jnp.where(valid, nats, 0)), dtable), dx
+
+    start = (jnp.zeros((), _wide(x)), jnp.zeros(table.shape, _wide(x)))
+    (total, dtable), dx = lax.scan(one, start, (_parts(x, chunks, -2), _parts(targets, chunks, -1)))
+    dx = jnp.moveaxis(dx, 0, -3).reshape(x.shape)
+    return total * weight, (dx, dtable.astype(table.dtype))
+
+
+def _backward(softcap: float | None, chunks: int, kept: tuple[jax.Array, jax.Array], g: jax.Array):  # type: ignore[no-untyped-def]
+    dx, dtable = kept
+    return (dx * g).astype(dx.dtype), (dtable * g).astype(dtable.dtype), None
+
+
+head.defvjp(_forward, _backward)
+
+
+def _wide(x: jax.Array) -> jnp.dtype:
+    return jnp.promote_types(x.dtype, jnp.float32)
+
+
+def _parts(a: jax.Array, chunks: int, axis: int) -> jax.Array:
+    """[.., time, ..] as [chunks, .., time / chunks, ..]."""
+    axis %= a.ndim
+    shape = (*a.shape[:axis], chunks, a.shape[axis] // chunks, *a.shape[axis + 1 :])
+    return jnp.moveaxis(a.reshape(shape), axis, 0)
+
+
+def _logits(x: jax.Array, table: jax.Array, softcap: float | None) -> tuple[jax.Array, jax.Array | None]:
+    """(logits [.., vocab], the tanh behind a cap)."""
+    z = lax.dot_general(x, table, (((x.ndim - 1,), (1,)), ((), ())), preferred_element_type=_wide(x))
+    if softcap is None:
+        return z, None
+    tanh = jnp.tanh(z * (1 / softcap))
+    return softcap * tanh, tanh
+
+
+def _hits(z: jax.Array, targets: jax.Array) -> jax.Array:
+    """Where a logit is its row's target: a comparison, which a vocab-sharded table splits without a gather."""
+    return lax.broadcasted_iota(targets.dtype, z.shape, z.ndim - 1) == targets[..., None]
