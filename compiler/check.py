@@ -10,8 +10,9 @@ from .elaborate import elaborate
 from .ops import OPS, load_extensions
 from .parameters import INITS
 from .program import program
+from .recipes import OPTIMIZERS, SCHEDULES, SOURCES
 
-WORDS = ("cycle", *INITS)
+WORDS = ("cycle", *INITS, *OPTIMIZERS, *SCHEDULES, *SOURCES)
 """Names that are neither ops nor blocks."""
 
 
