@@ -7,7 +7,6 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
-from .ast import Expr
 from .diagnostics import Diagnostic, Diagnostics, SpecError, did_you_mean
 from .document import place, plain
 from .expressions import RESERVED, parse_body, parse_expression, parse_signature, parse_tensor
@@ -96,9 +95,7 @@ class Builder:
             axes = tuple(value) if isinstance(value, list) else (str(value),)
             if len(set(axes)) < len(axes):
                 self.found.add(
-                    Diagnostic(
-                        "PF0401", f"a mesh axis is named twice for `{name}`", place(entry.value, entry.key)
-                    )
+                    Diagnostic("PF0401", f"a mesh axis is named twice for `{name}`", place(entry.value, entry.key))
                 )
             span = entry.value.span if isinstance(entry.value, Sequence) else place(entry.value, entry.key)
             rules.append(ShardingRule(name, axes, entry.key.span, span))
@@ -188,9 +185,7 @@ class Builder:
         except SpecError as error:
             cut = comment_cut(node.span) if node.style == "plain" else None
             if content.start == content.end:
-                self.found.add(
-                    Diagnostic("PF0110", "an expression is missing", node.span, "nothing stands here")
-                )
+                self.found.add(Diagnostic("PF0110", "an expression is missing", node.span, "nothing stands here"))
             else:
                 self.found.extend([cut] if cut else error.diagnostics)
             return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Literal
 
 from .source import Span
@@ -67,18 +68,34 @@ class Diagnostics:
             self.add(d)
 
     @property
+    def full(self) -> bool:
+        """Whether more would be dropped, so that looking for more is wasted."""
+        return len(self.found) >= self.limit
+
+    @property
     def errors(self) -> list[Diagnostic]:
         return [d for d in self.found if d.severity == "error"]
 
     def raise_errors(self) -> None:
-        """Raises: SpecError with everything found, if any of it is an error."""
+        """Raises: SpecError with everything found, in the order of the files, if any of it is an error."""
         if self.errors:
-            raise SpecError(self.found)
+            raise SpecError(in_order(self.found))
+
+
+def in_order(diagnostics: Iterable[Diagnostic]) -> list[Diagnostic]:
+    """By file (as first met) and place; those without a place come last."""
+    found = list(diagnostics)
+    files = list(dict.fromkeys(d.span.source.name for d in found if d.span))
+
+    def key(d: Diagnostic) -> tuple[int, int]:
+        return (files.index(d.span.source.name), d.span.start) if d.span else (len(files), 0)
+
+    return sorted(found, key=key)
 
 
 def suggest(word: str, choices: Iterable[str]) -> str | None:
     """The nearest of the choices, or None when none is near."""
-    pool = list(dict.fromkeys(choices))
+    pool = list(islice(dict.fromkeys(choices), 1000))  # the search is slow, and no one has more
     near = difflib.get_close_matches(word, pool, n=1, cutoff=0.6)
     if not near:
         near = [c for c in pool if c.lower() == word.lower()]
@@ -100,6 +117,8 @@ def render(d: Diagnostic) -> str:
         text = d.span.source.line(line)
         margin = " " * len(str(line))
         width = max(1, min(d.span.end, d.span.start + len(text) - column + 1) - d.span.start)
+        text, column = _window(text, column)
+        width = min(width, len(text) - column + 2)
         out.append(f"{margin}--> {d.span}")
         out.append(f"{margin} |")
         out.append(f"{line} | {text}".rstrip())
@@ -110,7 +129,25 @@ def render(d: Diagnostic) -> str:
         out.append(f"{margin} = {note.text}{place}")
     if d.help:
         out.append(f"{margin} = help: {d.help}")
-    return "\n".join(out)
+    return "\n".join(_printable(line) for line in out)
+
+
+_WIDEST = 160
+
+
+def _window(text: str, column: int) -> tuple[str, int]:
+    """A long line cut down to what surrounds the column (from one), and the column in it."""
+    if len(text) <= _WIDEST:
+        return text, column
+    start = max(0, min(column - 1 - _WIDEST // 2, len(text) - _WIDEST))
+    end = start + _WIDEST
+    before, after = "…" if start else "", "…" if end < len(text) else ""
+    return before + text[start:end] + after, column - start + len(before)
+
+
+def _printable(text: str) -> str:
+    """Control characters (a terminal would obey them) and lone surrogates (they can't be written) as dots."""
+    return "".join(c if c.isprintable() or c in "\t " else "·" for c in text)
 
 
 def as_json(d: Diagnostic) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from .diagnostics import Diagnostic, Diagnostics, did_you_mean
+from .expressions import LARGEST, too_large
 from .schema import Document
 from .source import Span
 from .yaml import Mapping, Node, Scalar, Sequence
@@ -30,6 +31,8 @@ def check_shape(root: Mapping, found: Diagnostics) -> None:
         Document.model_validate(plain(root))
     except ValidationError as error:
         for fault in error.errors(include_url=False, include_context=True):
+            if found.full:
+                return
             found.add(_diagnostic(root, fault))
 
 
@@ -80,6 +83,9 @@ def _diagnostic(root: Mapping, fault: Any) -> Diagnostic:
             at,
             help="give it a value, or remove the line; null deletes only what `extends` or a size brought in",
         )
+    value = node.value if isinstance(node, Scalar) else None
+    if kind.startswith(("int", "less_than")) and isinstance(value, (int, float)) and abs(value) > LARGEST:
+        return too_large(at)
     wanted, help = _wanted(kind, context, fault)
     if names[:1] == ["planform"]:
         return Diagnostic(
@@ -158,9 +164,7 @@ def _fields(path: list[str]) -> tuple[str, ...]:
             info = model.model_fields.get(part)
             annotation = info.annotation if info else None
         else:
-            annotation = next(
-                (get_args(a)[1] for a in _alternatives(annotation) if len(get_args(a)) == 2), None
-            )
+            annotation = next((get_args(a)[1] for a in _alternatives(annotation) if len(get_args(a)) == 2), None)
     model = _model(annotation)
     return tuple(model.model_fields) if model else ()
 
@@ -194,7 +198,7 @@ def _wanted(kind: str, context: dict[str, Any], fault: Any) -> tuple[str, str | 
     if kind == "greater_than_equal":
         return f"at least {context['ge']}", None
     if kind == "less_than_equal":
-        return f"at most {context['le']:,}", "this is too large to be meant"
+        return f"at most {context['le']:,}", None
     if kind == "bool_type":
         return "true or false", "YAML 1.2 knows no `yes`, `no`, `on` and `off`"
     if kind == "string_type":

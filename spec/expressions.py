@@ -32,7 +32,7 @@ from .source import Source, Span
 from .syntax_errors import bracket_fault, explain
 
 MAX_DEPTH = 128
-"""Nested calls, brackets and operators in one expression; keeps every walk of the tree off Python's stack limit."""
+"""Levels of calls, brackets and operators in one expression: walks of the tree avoid Python's stack limit."""
 
 LARGEST = 2**40
 """The largest whole number a spec may hold; a bigger one is a slip."""
@@ -116,7 +116,7 @@ def _parser() -> Lark:
 
 
 class _Builder(Transformer_NonRecursive):  # type: ignore[type-arg]
-    """Lark's tree to ours, bottom up and without recursion. A method's arguments are tokens and built nodes."""
+    """Lark's tree to ours, bottom up, without recursion; a method gets tokens and built nodes."""
 
     def __init__(self, source: Source, start: int, end: int) -> None:
         super().__init__()
@@ -125,9 +125,7 @@ class _Builder(Transformer_NonRecursive):  # type: ignore[type-arg]
         self.alive: list[Expr] = []
 
     def _span(self, children: list[Any]) -> Span:
-        return Span(
-            self.source, self._token_or_node(children[0]).start, self._token_or_node(children[-1]).end
-        )
+        return Span(self.source, self._token_or_node(children[0]).start, self._token_or_node(children[-1]).end)
 
     def _token_or_node(self, item: Any) -> Span:
         if isinstance(item, Token):
@@ -172,7 +170,7 @@ class _Builder(Transformer_NonRecursive):  # type: ignore[type-arg]
             return self._made(Constant(CONSTANTS[word], span=span))
         return self._made(Name(word, span=span))
 
-    def list(self, children: list[Any]) -> Expr:
+    def list_expr(self, children: list[Any]) -> Expr:
         items = tuple(c for c in children if isinstance(c, Expr))
         return self._made(ListExpr(items, span=self._span(children)))
 
@@ -194,7 +192,7 @@ class _Builder(Transformer_NonRecursive):  # type: ignore[type-arg]
                     "a bracket that opens a line would call the expression before it",
                     bracket,
                     "this reads as a call",
-                    help="put the call's `(` on the line of its function, or name this value: `result = (...)`",
+                    help="put the call's `(` on its function's line, or name this value: `result = (...)`",
                 )
             )
         arguments = tuple(c for c in children if isinstance(c, Argument))
@@ -210,18 +208,14 @@ class _Builder(Transformer_NonRecursive):  # type: ignore[type-arg]
                     )
                 )
             if argument.name in seen and argument.name is not None:
-                raise SpecError(
-                    Diagnostic("PF0119", f"argument `{argument.name}` is given twice", argument.name_span)
-                )
+                raise SpecError(Diagnostic("PF0119", f"argument `{argument.name}` is given twice", argument.name_span))
             if argument.name is not None:
                 seen[argument.name] = argument.name_span
         return self._made(Call(function, arguments, span=self._span(children)))
 
     def attribute(self, children: list[Any]) -> Expr:
         name = children[2]
-        node = Attribute(
-            children[0], str(name), span=self._span(children), name_span=self._token_or_node(name)
-        )
+        node = Attribute(children[0], str(name), span=self._span(children), name_span=self._token_or_node(name))
         return self._made(node)
 
     def binary(self, children: list[Any]) -> Expr:
@@ -258,9 +252,7 @@ class _Builder(Transformer_NonRecursive):  # type: ignore[type-arg]
         for i, parameter in enumerate(parameters):
             before = parameters[:i]
             if any(p.name == parameter.name for p in before):
-                raise SpecError(
-                    Diagnostic("PF0119", f"parameter `{parameter.name}` is named twice", parameter.span)
-                )
+                raise SpecError(Diagnostic("PF0119", f"parameter `{parameter.name}` is named twice", parameter.span))
             if parameter.default is None and any(p.default is not None for p in before):
                 raise SpecError(
                     Diagnostic(
@@ -285,7 +277,7 @@ class _Builder(Transformer_NonRecursive):  # type: ignore[type-arg]
 
 
 def _check_statements(body: Body) -> None:
-    """Each statement starts a line, and only the last has no name: what is left then is a missing operator."""
+    """Each statement starts a line and only the last has no name; anything else lacks an operator."""
     for before, statement in zip(body.statements, body.statements[1:]):
         place = statement.name_span or statement.value.span
         between = place.source.text[before.value.span.end : place.start]

@@ -39,16 +39,17 @@ def shipped() -> dict[str, Traversable]:
     return found
 
 
-def find(name: str, folder: Path | None = None, span: Span | None = None) -> Found:
+def find(name: str, folder: Path | None, span: Span | None = None) -> Found:
     """Reads the spec `name`: a path (relative to `folder`), or a shipped name, each with `@size` if wanted.
 
-    `span` is where the name was written, if in a spec. Raises: SpecError (PF0601..PF0603).
+    Without a folder only shipped names are known. `span` is where the name was written, if in a spec.
+    Raises: SpecError (PF0601..PF0603).
     """
     plain, _, size = name.rpartition("@")
     candidates = [(name, None)] + ([(plain, size)] if plain and size else [])
     for text, asked in candidates:
-        path = (folder or Path()) / text
-        if _is_file(path):
+        if folder is not None and _is_file(folder / text):
+            path = folder / text
             return Found(_read(path, span), str(path.resolve()), path.parent, asked)
     models = shipped()
     for text, asked in candidates:
@@ -59,7 +60,7 @@ def find(name: str, folder: Path | None = None, span: Span | None = None) -> Fou
             return Found(source, f"{SHIPPED}:{text}", None, asked)
     bare = candidates[-1][0]
     path = (folder or Path()) / bare
-    if _exists(path):
+    if folder is not None and _exists(path):
         what = "a folder" if path.is_dir() else "not a regular file"
         raise SpecError(Diagnostic("PF0601", f"`{bare}` is {what}, not a spec", span))
     looks_like_path = "/" in bare or bare.endswith((".yaml", ".yml"))
@@ -95,9 +96,7 @@ def _read(path: Path, span: Span | None) -> Source:
         # UTF-8 needs up to four bytes a character; what is longer can't be within the limit.
         if path.stat().st_size > 4 * MAX_CHARACTERS:
             raise SpecError(
-                Diagnostic(
-                    "PF0602", f"`{path}` is too large for a spec ({path.stat().st_size:,} bytes)", span
-                )
+                Diagnostic("PF0602", f"`{path}` is too large for a spec ({path.stat().st_size:,} bytes)", span)
             )
         data = path.read_bytes()
     except OSError as error:

@@ -25,7 +25,7 @@ def load(name: str | Path, size: str | None = None, overrides: SequenceOf[str] =
     `overrides` are `dim=value` or `path.to.field=value` texts, applied in order after everything else.
     Raises: SpecError with all that was found.
     """
-    found = find(str(name))
+    found = find(str(name), Path())
     return _load(found, size or found.size, overrides)
 
 
@@ -36,7 +36,7 @@ def load_text(
     overrides: SequenceOf[str] = (),
     folder: Path | None = None,
 ) -> Spec:
-    """The same from a text; `extends` in it starts from `folder`. Raises: SpecError."""
+    """The same from a text; files in its `extends` are found from `folder`, if given. Raises: SpecError."""
     return _load(Found(Source(name, text), name, folder, None), size, overrides)
 
 
@@ -155,9 +155,7 @@ def _pick(
         )
     if asked not in offered:
         help = did_you_mean(asked, offered) or (f"it offers {listed}" if offered else "it has no `sizes`")
-        raise SpecError(
-            Diagnostic("PF0214", f"there is no size `{asked}`", here, help=help, expected=offered)
-        )
+        raise SpecError(Diagnostic("PF0214", f"there is no size `{asked}`", here, help=help, expected=offered))
     return asked
 
 
@@ -172,9 +170,9 @@ def _with_size(root: Mapping, size: str | None) -> tuple[Mapping, dict[str, str]
     merged = merge(before, chosen)
     assert isinstance(sizes, Mapping) and size is not None
     key = root.entries["dims"].key if "dims" in root.entries else sizes.entries[size].key
-    return Mapping({**root.entries, "dims": Entry(key, merged)}, root.span), {
-        name: f"size {size}" for name in chosen.entries
-    }
+    return Mapping({**root.entries, "dims": Entry(key, merged)}, root.span), dict.fromkeys(
+        chosen.entries, f"size {size}"
+    )
 
 
 def _text(root: Mapping, key: str) -> str | None:

@@ -24,26 +24,26 @@ def merge(base: Mapping, over: Mapping, path: tuple[str, ...] = ()) -> Mapping:
 
     Raises: SpecError (PF0206) where null has nothing to delete.
     """
-    entries = dict(base.entries)
+    result: dict[str, Entry | None] = dict(base.entries)
+    keys = {_identity(key, path): key for key in base.entries}
+    renamed: dict[str, str] = {}
     for name, entry in over.entries.items():
-        old = _same(entries, name, path)
+        old = keys.get(_identity(name, path))
         if is_null(entry.value):
             if old is None:
-                raise SpecError(_nothing_to_delete(entry.key, entries))
-            del entries[old]
+                raise SpecError(_nothing_to_delete(entry.key, base.entries))
+            result[old] = None
             continue
-        if old is not None:
-            before = entries[old].value
-            if isinstance(before, Mapping) and isinstance(entry.value, Mapping):
-                value: Node = merge(before, entry.value, (*path, name))
-            else:
-                value = _settled(entry.value)
-            entries = {
-                (name if key == old else key): (Entry(entry.key, value) if key == old else kept)
-                for key, kept in entries.items()
-            }
+        before = base.entries[old].value if old is not None else None
+        if isinstance(before, Mapping) and isinstance(entry.value, Mapping):
+            value: Node = merge(before, entry.value, (*path, name))
+        elif isinstance(entry.value, Mapping):
+            value = merge(Mapping({}, entry.value.span), entry.value, (*path, name))
         else:
-            entries[name] = Entry(entry.key, _settled(entry.value))
+            value = entry.value
+        result[old or name] = Entry(entry.key, value)
+        renamed[old or name] = name
+    entries = {renamed.get(key, key): entry for key, entry in result.items() if entry is not None}
     return Mapping(entries, over.span)
 
 
@@ -52,17 +52,9 @@ def settled(root: Mapping) -> Mapping:
     return merge(Mapping({}, root.span), root)
 
 
-def _settled(node: Node) -> Node:
-    return merge(Mapping({}, node.span), node) if isinstance(node, Mapping) else node
-
-
-def _same(entries: dict[str, Entry], name: str, path: tuple[str, ...]) -> str | None:
-    """The key that `name` replaces: its equal, or under `blocks` the one that defines the same block."""
-    if name in entries:
-        return name
-    if path == ("blocks",):
-        return next((key for key in entries if _block(key) == _block(name)), None)
-    return None
+def _identity(key: str, path: tuple[str, ...]) -> str:
+    """What makes two keys the same entry: the text, or under `blocks` the block's name without its arguments."""
+    return _block(key) if path == ("blocks",) else key
 
 
 def _block(key: str) -> str:
@@ -74,8 +66,7 @@ def _nothing_to_delete(key: Scalar, entries: Iterable[str]) -> Diagnostic:
         "PF0206",
         f"null deletes an entry, but there is no `{key.text}` to delete",
         key.span,
-        help=did_you_mean(key.text, entries)
-        or "only what `extends` brought in can be deleted; else remove the line",
+        help=did_you_mean(key.text, entries) or "only what `extends` brought in can be deleted; else remove the line",
     )
 
 
@@ -140,11 +131,10 @@ def override(root: Mapping, text: str) -> tuple[Mapping, str | None]:
 
 def _set(node: Mapping, names: list[str], parts: list[Span], value: Node, depth: int) -> Mapping:
     name, part = names[depth], parts[depth]
-    old = _same(node.entries, name, tuple(names[:depth]))
+    above = tuple(names[:depth])
+    old = next((key for key in node.entries if _identity(key, above) == _identity(name, above)), None)
     key = node.entries[old].key if old is not None else Scalar(name, "plain", part, part)
-    if old is None and (
-        depth == 1 and names[0] in _FREE or depth == 0 and names[0] in _FREE and len(names) > 1
-    ):
+    if old is None and (depth == 1 and names[0] in _FREE or depth == 0 and names[0] in _FREE and len(names) > 1):
         raise SpecError(
             Diagnostic(
                 "PF0207",
@@ -163,9 +153,7 @@ def _set(node: Mapping, names: list[str], parts: list[Span], value: Node, depth:
         below = node.entries[old].value if old is not None else Mapping({}, part)
         if not isinstance(below, Mapping):
             raise SpecError(
-                Diagnostic(
-                    "PF0207", f"`{'.'.join(names[: depth + 1])}` holds no fields", part, "it is one value"
-                )
+                Diagnostic("PF0207", f"`{'.'.join(names[: depth + 1])}` holds no fields", part, "it is one value")
             )
         new = _set(below, names, parts, value, depth + 1)
     entries = dict(node.entries)
@@ -177,7 +165,7 @@ def _set(node: Mapping, names: list[str], parts: list[Span], value: Node, depth:
 
 
 def _value(span: Span) -> Node:
-    """Lists, mappings and quoted text are YAML; anything else is taken as it stands, so expressions need no quotes."""
+    """Lists, mappings and quoted text are YAML; anything else stands as it is: expressions need no quotes."""
     if span.text[:1] in ("[", "{", "'", '"'):
         return parse_value(span.source, span.start)
     return Scalar(span.text, "plain", span, span)

@@ -28,7 +28,7 @@ class DimDef:
 class TensorDecl:
     """`int[batch, time]`: a dtype word and one expression per dim (symbols stay names)."""
 
-    dtype: str  # float | int | bool, or an exact one such as bfloat16, int8; in `sample` a draw: normal | uniform | category
+    dtype: str  # float | int | bool, or an exact one such as bfloat16; in `sample` one of schema.DRAWS
     dims: tuple[Expr, ...]
     span: Span
 

@@ -1,33 +1,31 @@
-"""Are all names known, and are blocks and graphs called as they are defined? The compiler asks, with its ops."""
+"""Are all names known, and are blocks and graphs called as they are defined?"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator
 
-from .ast import Attribute, Binary, Body, Call, Expr, Name, Negate, String
-from .diagnostics import Diagnostic, Diagnostics, Note, did_you_mean
-from .model import BlockDef, GraphDef, Section, Spec, TensorDecl
-from .prelude import prelude
-from .scope import UNIVERSAL, block_names, expression_body, free_names, output_names, symbols
-from .source import Span
+from .ast import Body, Call, Expr, Name, String
+from .calls import check_calls
+from .cycles import check_cycles
+from .diagnostics import Diagnostic, Diagnostics, did_you_mean
+from .model import GraphDef, Section, Spec, TensorDecl
+from .scope import UNIVERSAL, expression_body, free_names, symbols
 
 _WORD = re.compile(r"[A-Za-z_]\w*")
 
 
 def check_names(spec: Spec, known: Collection[str], found: Diagnostics, fields: Collection[str] = ()) -> None:
-    """Adds PF022x for unknown names, wrong arguments, circular blocks, unknown outputs, streams and sharded dims.
+    """Adds PF022x for unknown names, wrong arguments, circular blocks, unknown outputs and sharded dims.
 
-    `known` are the names of ops, initializers, optimizers, schedules and data sources; `fields` those that the
-    data source supplies beyond the ones its call names.
+    `known` are the names of ops, initializers, optimizers, schedules and data sources; `fields` those that
+    the data source supplies beyond the ones its call names.
     """
     _Check(spec, known, found, fields).run()
 
 
 class _Check:
-    def __init__(
-        self, spec: Spec, known: Collection[str], found: Diagnostics, fields: Collection[str]
-    ) -> None:
+    def __init__(self, spec: Spec, known: Collection[str], found: Diagnostics, fields: Collection[str]) -> None:
         self.spec, self.found = spec, found
         self.known = frozenset(known)
         self.fields = frozenset(fields)
@@ -57,7 +55,7 @@ class _Check:
                 if parameter.default is not None:
                     self.body(expression_body(parameter.default))
             self.body(block.body, bound)
-        self.cycles()
+        check_cycles(self.spec, self.known, self.found)
         for graph in self.spec.graphs.values():
             self.graph(graph)
         self.sharding()
@@ -109,7 +107,7 @@ class _Check:
             if isinstance(node, String)
             for word in _WORD.findall(node.value)
         }
-        dims = {*self.spec.dims, *self.symbols}
+        dims = sorted({*self.spec.dims, *self.symbols})
         for rule in self.spec.sharding:
             if rule.dim not in dims and rule.dim not in patterns:
                 self.found.add(
@@ -117,7 +115,7 @@ class _Check:
                         "PF0227",
                         f"there is no dim `{rule.dim}` to shard",
                         rule.span,
-                        help=did_you_mean(rule.dim, dims) or "known are " + ", ".join(sorted(dims)),
+                        help=did_you_mean(rule.dim, dims) or "known are " + ", ".join(dims),
                     )
                 )
 
@@ -132,7 +130,8 @@ class _Check:
     def train(self, section: Section) -> None:
         values = section.values
         data = values.get("data")
-        named = {n.name for n in data.walk() if isinstance(n, Name)} if isinstance(data, Expr) else set()
+        arguments = data.arguments if isinstance(data, Call) else ()
+        named = {a.value.name for a in arguments if a.name is None and isinstance(a.value, Name)}
         inputs = {name for graph in self.spec.graphs.values() for name in graph.inputs}
         targets = values.get("targets") or {}
         bound = {*self.fields, *named, *inputs, *targets}
@@ -176,27 +175,18 @@ class _Check:
         copies: dict[str, GraphDef] | None = None,
     ) -> None:
         local = bound | {s.name for s in body.statements if s.name}
-        for node, later in free_names(body, bound):
-            if node.name in self.globals:
-                continue
-            self.unknown(node, self.globals | local, "name", later)
-        graphs = {**self.spec.graphs, **(copies or {})}
+        for name, later in free_names(body, bound):
+            if name.name not in self.globals:
+                self.unknown(name, self.globals | local, "name", later)
+        copied = copies or {}
+        graphs = {**self.spec.graphs, **copied}
+        hidden = local - copied.keys()
         for statement in body.statements:
-            called = {id(node.function) for node in statement.value.walk() if isinstance(node, Call)}
-            for node in statement.value.walk():
-                if isinstance(node, Call) and isinstance(node.function, Name):
-                    name = node.function.name
-                    if name in local and name not in graphs:
-                        continue
-                    if name in self.spec.blocks:
-                        self.block_call(node, self.spec.blocks[name])
-                    elif name in graphs:
-                        self.graph_call(node, graphs[name])
-                elif isinstance(node, Attribute):
-                    self.attribute(node, graphs, local)
-            self.bare_blocks(statement.value, local, called)
+            check_calls(statement.value, self.spec.blocks, graphs, hidden, self.found)
 
     def unknown(self, node: Name, choices: Collection[str], what: str, later: bool = False) -> None:
+        if self.found.full:
+            return
         help = did_you_mean(node.name, sorted(set(choices) - {node.name}))
         if later:
             help = "it is defined further down; move that line above this one"
@@ -205,194 +195,3 @@ class _Check:
         elif node.name in ("True", "False"):
             help = f"did you mean `{node.name.lower()}`?"
         self.found.add(Diagnostic("PF0220", f"unknown {what} `{node.name}`", node.span, help=help))
-
-    def block_call(self, call: Call, block: BlockDef) -> None:
-        parameters = [p.name for p in block.parameters]
-        signature = f"{block.name}({', '.join(_signature(block))})" if parameters else block.name
-        note = Note(f"defined as `{signature}`", block.span)
-        positional = [a for a in call.arguments if a.name is None]
-        given = set(parameters[: len(positional)])
-        if len(positional) > len(parameters):
-            extra = positional[len(parameters)].value
-            help = f"apply a block to a tensor with `x >> {block.name}`" if not parameters else None
-            takes = f"at most {len(parameters)}" if parameters else "no"
-            self.found.add(
-                Diagnostic(
-                    "PF0224",
-                    f"`{block.name}` takes {takes} argument{'s' if len(parameters) != 1 else ''}, not {len(positional)}",
-                    extra.span,
-                    notes=(note,),
-                    help=help,
-                )
-            )
-        for argument in call.arguments:
-            if argument.name is None or argument.name == "name":
-                continue
-            if argument.name not in parameters:
-                self.found.add(
-                    Diagnostic(
-                        "PF0224",
-                        f"`{block.name}` has no argument `{argument.name}`",
-                        argument.name_span,
-                        notes=(note,),
-                        help=did_you_mean(argument.name, [*parameters, "name"]),
-                    )
-                )
-            elif argument.name in given:
-                self.found.add(
-                    Diagnostic(
-                        "PF0224",
-                        f"argument `{argument.name}` is given twice",
-                        argument.name_span,
-                        "given by position already",
-                        (note,),
-                    )
-                )
-            given.add(argument.name)
-        missing = [p.name for p in block.parameters if p.default is None and p.name not in given]
-        if missing:
-            self.missing(block, missing, call.function.span, note)
-
-    def missing(self, block: BlockDef, missing: list[str], span: Span, note: Note) -> None:
-        words = ", ".join(f"`{m}`" for m in missing)
-        self.found.add(
-            Diagnostic(
-                "PF0224",
-                f"`{block.name}` needs {words}",
-                span,
-                "missing here",
-                (note,),
-                expected=tuple(missing),
-            )
-        )
-
-    def bare_blocks(self, expr: Expr, local: Collection[str], called: set[int]) -> None:
-        """A block with required arguments can be passed on by its bare name, but not be run."""
-        operands: list[Expr] = [expr]
-        for node in expr.walk():
-            if isinstance(node, Binary):
-                operands += [node.left, node.right]
-            elif isinstance(node, Negate):
-                operands.append(node.operand)
-        for node in operands:
-            if not isinstance(node, Name) or node.name in local or id(node) in called:
-                continue
-            block = self.spec.blocks.get(node.name)
-            if block is None:
-                continue
-            missing = [p.name for p in block.parameters if p.default is None]
-            if missing:
-                note = Note(f"defined as `{block.name}({', '.join(_signature(block))})`", block.span)
-                self.missing(block, missing, node.span, note)
-
-    def graph_call(self, call: Call, graph: GraphDef) -> None:
-        inputs = list(graph.inputs)
-        note = Note(f"`{graph.name}` takes {', '.join(inputs)}", graph.span)
-        positional = [a for a in call.arguments if a.name is None]
-        given = set(inputs[: len(positional)])
-        if len(positional) > len(inputs):
-            span = positional[len(inputs)].value.span
-            self.found.add(
-                Diagnostic(
-                    "PF0224", f"`{graph.name}` has {len(inputs)} inputs, not {len(positional)}", span,
-                    notes=(note,),
-                )
-            )  # fmt: skip
-        for argument in call.arguments:
-            if argument.name is None or argument.name == "name":
-                continue
-            if argument.name not in inputs:
-                self.found.add(
-                    Diagnostic(
-                        "PF0224",
-                        f"`{graph.name}` has no input `{argument.name}`",
-                        argument.name_span,
-                        notes=(note,),
-                        help=did_you_mean(argument.name, inputs),
-                    )
-                )
-            given.add(argument.name)
-        missing = [name for name in inputs if name not in given]
-        if missing:
-            self.found.add(
-                Diagnostic(
-                    "PF0224",
-                    f"`{graph.name}` needs {', '.join(f'`{m}`' for m in missing)}",
-                    call.function.span,
-                    "missing here",
-                    (note,),
-                )
-            )
-
-    def attribute(self, node: Attribute, graphs: dict[str, GraphDef], local: Collection[str]) -> None:
-        value = node.value
-        if not (isinstance(value, Call) and isinstance(value.function, Name)):
-            return
-        graph = graphs.get(value.function.name)
-        if graph is None:
-            return
-        names = output_names(graph)
-        if node.name not in names:
-            help = did_you_mean(node.name, names) or ("it puts out " + ", ".join(names) if names else None)
-            defined = {s.name for s in graph.body.statements}
-            if node.name in defined:
-                help = f"list it: `outputs: [{', '.join((*names, node.name))}]`"
-            self.found.add(
-                Diagnostic(
-                    "PF0225",
-                    f"graph `{graph.name}` has no output `{node.name}`",
-                    node.name_span,
-                    notes=(Note("defined", graph.span),),
-                    help=help,
-                    expected=names,
-                )
-            )
-
-    # -- cycles ---------------------------------------------------------------------------------------------
-
-    def cycles(self) -> None:
-        """Blocks and graphs that contain themselves. Depth first without recursion: chains may be long."""
-        edges: dict[str, list[Name]] = {}
-        ours = prelude()
-        for block in self.spec.blocks.values():
-            scope = ours if block.prelude else self.spec.blocks
-            edges[block.name] = [n for n in block_names(block) if n.name in scope]
-        for graph in self.spec.graphs.values():
-            names = (n for n, _ in free_names(graph.body, graph.inputs))
-            edges[graph.name] = [n for n in names if n.name in self.spec.blocks or n.name in self.spec.graphs]
-        done: set[str] = set()
-        for root in edges:
-            path: list[str] = [root]
-            stack = [iter(edges[root])]
-            while stack and root not in done:
-                name = next(stack[-1], None)
-                if name is None:
-                    done.add(path.pop())
-                    stack.pop()
-                elif name.name in path:
-                    self.cycle(path[path.index(name.name) :], name)
-                elif name.name not in done:
-                    path.append(name.name)
-                    stack.append(iter(edges[name.name]))
-
-    def cycle(self, circle: list[str], last: Name) -> None:
-        if len(circle) == 1:
-            text = f"`{circle[0]}` contains itself"
-            hides = circle[0] in self.known
-            help = (
-                "the block hides the op of the same name; give the block another name"
-                if hides
-                else "a block is repeated with `^`: `layer ^ 12`"
-            )
-        else:
-            text = f"`{circle[0]}` contains itself: " + " -> ".join((*circle, circle[0]))
-            help = "blocks are built from other blocks, down to ops; break the circle"
-        notes = []
-        for name in circle:
-            place = self.spec.blocks[name].span if name in self.spec.blocks else self.spec.graphs[name].span
-            notes.append(Note(f"`{name}` is defined", place))
-        self.found.add(Diagnostic("PF0223", text, last.span, "the circle closes here", tuple(notes), help))
-
-
-def _signature(block: BlockDef) -> list[str]:
-    return [p.name if p.default is None else f"{p.name}=..." for p in block.parameters]

@@ -1,7 +1,7 @@
-"""The shape of a spec document, as pydantic models: one place for its keys, their meaning and their limits.
+"""The shape of a spec document, as pydantic models: one place for its keys and their meaning.
 
-The models check plain parts (what is a mapping, a list, a number, a word) and give the JSON schema for editors.
-Expressions pass through as text; `build.py` parses them where a field is marked `Form`.
+The models check plain parts (what is a mapping, a list, a number, a word) and give the JSON schema for
+editors. Expressions pass through as text; `build.py` parses them where a field is marked `Form`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ class Form(Enum):
 
 NAME = r"^[A-Za-z_][A-Za-z0-9_]*$"
 _SIGNATURE = r"^[A-Za-z_][A-Za-z0-9_]*(\s*\(.*\))?$"
+_SIZE = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"
 
 DTYPES = (
     "float", "int", "bool",
@@ -78,6 +79,8 @@ TensorText = Annotated[
     Form.TENSOR,
 ]
 Words = Annotated[Any, BeforeValidator(_one_or_more), _WORDS_SCHEMA]
+SizeName = Annotated[str, StringConstraints(pattern=_SIZE)]
+Signature = Annotated[str, StringConstraints(pattern=_SIGNATURE)]
 Word = Annotated[str, StringConstraints(pattern=NAME)]
 Count = Annotated[int, Field(ge=1, le=2**40)]
 FloatType = Literal["float16", "bfloat16", "float32", "float64"]
@@ -98,9 +101,7 @@ class Graph(_Strict):
     """A function from input tensors to output tensors; it owns its parameters."""
 
     inputs: dict[Word, TensorText] = Field(description="Each input as `dtype[dim, dim]`: `int[batch, time]`.")
-    body: BodyText = Field(
-        description="`name = expr` lines; the last name is the output unless `outputs` says."
-    )
+    body: BodyText = Field(description="`name = expr` lines; the last name is the output unless `outputs` says.")
     outputs: list[Word] | None = Field(None, description="The names of the body that callers see.")
     stream: Word | None = Field(None, description="The sequence axis, where it isn't evident.")
 
@@ -118,18 +119,12 @@ class Inner(_Strict):
 class Update(_Strict):
     """One optimizer with its loss, in a training program of several."""
 
-    params: Words | None = Field(
-        None, description="Selectors of what it changes: a graph, a path glob, `kind:...`."
-    )
+    params: Words | None = Field(None, description="Selectors of what it changes: a graph, a path glob, `kind:...`.")
     sample: dict[Word, TensorText] | None = Field(None, description="Fresh draws: `z: normal[batch, noise]`.")
     inner: Inner | None = Field(None, description="An optimization inside the loss.")
     loss: BodyText = Field(description="What is minimised; the value of the last expression.")
-    optimizer: Expression = Field(
-        description="`adamw(3e-4)`, with a schedule in place of the rate if wanted."
-    )
-    repeat: Count | None = Field(
-        None, description="How often it runs per step, each with fresh data and draws."
-    )
+    optimizer: Expression = Field(description="`adamw(3e-4)`, with a schedule in place of the rate if wanted.")
+    repeat: Count | None = Field(None, description="How often it runs per step, each with fresh data and draws.")
 
 
 class Evaluate(_Strict):
@@ -149,24 +144,18 @@ class Checkpoint(_Strict):
 class Train(_Strict):
     """How the model learns: data, losses and optimizers."""
 
-    data: Expression | None = Field(
-        None, description="The source and the names of its fields: `text(tokens)`."
-    )
+    data: Expression | None = Field(None, description="The source and the names of its fields: `text(tokens)`.")
     loss: BodyText | None = Field(None, description="What is minimised; the value of the last expression.")
     optimizer: Expression | None = Field(None, description="`adamw(3e-4, weight_decay=0.1, clip=1.0)`.")
     batch: Count | None = Field(None, description="Global examples per step, over all devices.")
     steps: Count | None = Field(None, description="Optimizer steps.")
     accumulate: Count | None = Field(None, description="Parts that a batch is split into, one after another.")
-    seed: Annotated[int, Field(ge=0, le=2**32 - 1)] | None = Field(
-        None, description="Where all randomness starts."
-    )
+    seed: Annotated[int, Field(ge=0, le=2**32 - 1)] | None = Field(None, description="Where all randomness starts.")
     params: Words | None = Field(None, description="Selectors of what is trained; everything unless written.")
     sample: dict[Word, TensorText] | None = Field(None, description="Fresh draws: `z: normal[batch, noise]`.")
     inner: Inner | None = Field(None, description="An optimization inside the loss.")
     repeat: Count | None = Field(None, description="How often the update runs per step.")
-    targets: dict[Word, Expression] | None = Field(
-        None, description="Slow copies: `slow: copy(actor, every=100)`."
-    )
+    targets: dict[Word, Expression] | None = Field(None, description="Slow copies: `slow: copy(actor, every=100)`.")
     simultaneous: bool | None = Field(None, description="All gradients from the parameters before the step.")
     updates: dict[Word, Update] | None = Field(None, description="Several updates, run in the order written.")
     evaluate: Evaluate | None = Field(None, description="When the held-out loss is measured.")
@@ -189,30 +178,20 @@ class Document(_Strict):
     planform: Literal[1] = Field(description="The language's version.")
     model: str = Field(description="The model's name.")
     paper: str | None = Field(None, description="Where it is described: an arXiv number or an address.")
-    extends: str | None = Field(
-        None, description="Another spec that this one changes: a file or a shipped name."
-    )
-    uses: dict[Word, str] | None = Field(
-        None, description="Other specs by name: a frozen teacher, a retriever."
-    )
-    dims: dict[Word, Expression] | None = Field(
-        None, description="Named sizes: numbers, or arithmetic on others."
-    )
-    sizes: dict[Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")], dict[Word, Expression]] | None = Field(
+    extends: str | None = Field(None, description="Another spec that this one changes: a file or a shipped name.")
+    uses: dict[Word, str] | None = Field(None, description="Other specs by name: a frozen teacher, a retriever.")
+    dims: dict[Word, Expression] | None = Field(None, description="Named sizes: numbers, or arithmetic on others.")
+    sizes: dict[SizeName, dict[Word, Expression]] | None = Field(
         None, description="Variants, each with dims of its own; `model@size` picks one."
-    )  # fmt: skip
+    )
     default: str | None = Field(None, description="The size that is meant when none is asked for.")
     params: dict[Word, Param] | None = Field(None, description="Tensors that several places share.")
-    blocks: dict[Annotated[str, StringConstraints(pattern=_SIGNATURE)], BodyText] | None = Field(
+    blocks: dict[Signature, BodyText] | None = Field(
         None,
-        description="Functions from tensor to tensor: `name: expr` or `name(parameter, other=default): expr`.",
+        description="Functions of a tensor: `name: expr` or `name(parameter, other=default): expr`.",
     )
-    graphs: dict[Word, Graph] = Field(
-        description="What is compiled: functions with named inputs and outputs."
-    )
-    sharding: dict[Word, Words] | None = Field(
-        None, description="Dim names to mesh axes; earlier entries win."
-    )
+    graphs: dict[Word, Graph] = Field(description="What is compiled: functions with named inputs and outputs.")
+    sharding: dict[Word, Words] | None = Field(None, description="Dim names to mesh axes; earlier entries win.")
     train: Train | None = Field(None, description="How the model learns.")
     precision: Precision | None = Field(None, description="Floating point types.")
     weights: Annotated[
@@ -232,9 +211,7 @@ def _without_nulls(node: Any) -> Any:
         return [_without_nulls(item) for item in node]
     if not isinstance(node, dict):
         return node
-    out = {
-        key: _without_nulls(value) for key, value in node.items() if not (key == "default" and value is None)
-    }
+    out = {key: _without_nulls(value) for key, value in node.items() if not (key == "default" and value is None)}
     branches = out.get("anyOf")
     if isinstance(branches, list):
         kept = [b for b in branches if b != {"type": "null"}]

@@ -16,7 +16,7 @@ _LEXEME = re.compile(r'"[^"\n]*"|#[^\n]*|[()\[\]{}]')
 
 @dataclass(frozen=True)
 class BracketFault:
-    """An opener that is never closed (`closer` None), a closer without opener, or a pair that doesn't match."""
+    """An opener never closed (`closer` is None), a closer without opener, or a pair that doesn't match."""
 
     opener: Span | None
     closer: Span | None
@@ -34,9 +34,7 @@ def bracket_fault(source: Source, start: int, end: int, max_depth: int) -> Brack
         if text in CLOSER:
             stack.append(here)
             if len(stack) > max_depth:
-                raise SpecError(
-                    Diagnostic("PF0116", f"brackets are nested more than {max_depth} levels deep", here)
-                )
+                raise SpecError(Diagnostic("PF0116", f"brackets are nested more than {max_depth} levels deep", here))
         elif text in CLOSER.values():
             if not stack:
                 return BracketFault(None, here)
@@ -53,18 +51,19 @@ def explain(
     content_end = start + len(source.text[start:end].rstrip())
     at = content_end
     if isinstance(error, UnexpectedCharacters):
-        at = start + error.pos_in_stream
+        at = start + (error.pos_in_stream or 0)
         return _character(source, at, end)
     assert isinstance(error, UnexpectedToken)
     token = error.token
     ended = token.type == "$END"
     if not ended:
-        at = start + token.start_pos
+        at = start + (token.start_pos or 0)
     accepts = frozenset(error.accepts or error.expected)
-    if fault is not None and fault.closer is None and fault.opener is not None:
-        # A value or `name =` inside an open bracket, or the end: the bracket is what was forgotten.
-        if ended or token.type in ("NAME", "EQUALS", "NUMBER", "STRING") and fault.opener.start < at:
-            return _unclosed(fault.opener)
+    # A value or `name =` inside an open bracket, or the end: the bracket is what was forgotten.
+    forgotten = ended or token.type in ("NAME", "EQUALS", "NUMBER", "STRING")
+    opener = fault.opener if fault is not None and fault.closer is None else None
+    if forgotten and opener is not None and opener.start < at:
+        return _unclosed(opener)
     if fault is not None and fault.closer is not None and fault.closer.start == at:
         return _closer(fault)
     if ended:

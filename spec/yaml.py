@@ -21,7 +21,9 @@ from .diagnostics import Diagnostic, Diagnostics, SpecError
 from .source import Source, Span
 from .yaml_traps import explain, flow_cut
 
-MAX_CHARACTERS = 1_000_000
+MAX_CHARACTERS = 100_000
+"""Far above any spec written by hand, and read within two seconds or so."""
+
 MAX_DEPTH = 60
 
 Style = Literal["plain", "single", "double", "literal", "folded"]
@@ -202,19 +204,15 @@ class _Reading:
     def node(self, event: Any, depth: int) -> Node:
         span = Span(self.source, event.start_mark.index, event.end_mark.index)
         if depth > MAX_DEPTH:
-            raise SpecError(
-                Diagnostic("PF0108", f"the file is nested more than {MAX_DEPTH} levels deep", span)
-            )
+            raise SpecError(Diagnostic("PF0108", f"the file is nested more than {MAX_DEPTH} levels deep", span))
         kind = type(event).__name__
         if kind == "AliasEvent":
-            self._refuse("aliases (`*name`)", span, _instead_of_anchors(self.source, span))
+            self._refuse("aliases (`*name`)", span, _INSTEAD_OF_ANCHORS)
             return Scalar("", "plain", span, span)
         if event.anchor is not None:
-            self._refuse("anchors (`&name`)", span, _instead_of_anchors(self.source, span))
+            self._refuse("anchors (`&name`)", span, _INSTEAD_OF_ANCHORS)
         if event.tag is not None and not (kind == "ScalarEvent" and event.tag == "!" and event.style):
-            self._refuse(
-                "tags (`!name`)", span, "remove the tag; text that starts with `!` stands in a block scalar"
-            )
+            self._refuse("tags (`!name`)", span, "remove the tag; text that starts with `!` stands in a block scalar")
         if kind == "ScalarEvent":
             return self.scalar(event, span)
         self.flows += bool(event.flow_style)
@@ -267,7 +265,7 @@ class _Reading:
         return Mapping(entries, self._to(start, event, last))
 
     def _to(self, start: Span, event: Any, last: Span) -> Span:
-        """From the first character to the last that belongs to it (a block collection has no end mark of its own)."""
+        """From the first character to the last; a block collection has no end mark of its own."""
         end = event.end_mark.index if event.end_mark.index > event.start_mark.index else last.end
         return Span(self.source, start.start, max(end, start.start))
 
@@ -277,8 +275,9 @@ class _Reading:
         self.found.add(Diagnostic("PF0105", f"specs don't use YAML's {what}", short, help=help))
 
 
-def _instead_of_anchors(source: Source, span: Span) -> str:
-    return "name what is shared under `dims` or `blocks`; text that starts with `&` or `*` stands in a block scalar"
+_INSTEAD_OF_ANCHORS = (
+    "name what is shared under `dims` or `blocks`; text that starts with `&` or `*` stands in a block scalar"
+)
 
 
 def _content(span: Span, style: Style) -> Span:
@@ -299,12 +298,12 @@ _OCTAL = re.compile(r"0o[0-7]+")
 _HEX = re.compile(r"0x[0-9a-fA-F]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _WORDS: dict[str, bool | float | None] = {
-    **{word: None for word in ("", "~", "null", "Null", "NULL")},
-    **{word: True for word in ("true", "True", "TRUE")},
-    **{word: False for word in ("false", "False", "FALSE")},
+    **dict.fromkeys(("", "~", "null", "Null", "NULL")),
+    **dict.fromkeys(("true", "True", "TRUE"), True),
+    **dict.fromkeys(("false", "False", "FALSE"), False),
     **{sign + word: math.inf for word in (".inf", ".Inf", ".INF") for sign in ("", "+")},
     **{"-" + word: -math.inf for word in (".inf", ".Inf", ".INF")},
-    **{word: math.nan for word in (".nan", ".NaN", ".NAN")},
+    **dict.fromkeys((".nan", ".NaN", ".NAN"), math.nan),
 }
 
 
@@ -312,9 +311,7 @@ def resolve(text: str) -> str | int | float | bool | None:
     """A plain scalar's value by the YAML 1.2 core schema."""
     if text in _WORDS:
         return _WORDS[text]
-    if (
-        _INT.fullmatch(text) and len(text) < 40
-    ):  # longer ones overflow to inf below and are refused by the schema
+    if _INT.fullmatch(text) and len(text) < 40:  # longer ones overflow to inf below and are refused by the schema
         return int(text)
     if _OCTAL.fullmatch(text) and len(text) < 40:
         return int(text[2:], 8)

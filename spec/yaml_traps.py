@@ -1,4 +1,4 @@
-"""The places where YAML and expressions meet badly, each told apart with its own advice (language.md, rule 15)."""
+"""The places where YAML and expressions meet badly, each told apart and with its own advice."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def flow_cut(span: Span) -> Diagnostic | None:
         "unbalanced brackets: YAML cut this value at a comma or bracket",
         span,
         "the value that was read",
-        help=f"inside {{...}} and [...] values can't hold commas; use block style, or {BLOCK.removeprefix('put the expression into ')}",
+        help="inside {...} and [...] values can't hold commas or brackets; use one `key: value` a line",
     )
 
 
@@ -75,9 +75,7 @@ def explain(source: Source, error: MarkedYAMLError) -> Diagnostic:
             help=BLOCK,
         )
     if "block scalar" in str(error.context):
-        return Diagnostic(
-            "PF0102", "`|` and `>` end their line", here, "only a comment may follow", help=BLOCK
-        )
+        return Diagnostic("PF0102", "`|` and `>` end their line", here, "only a comment may follow", help=BLOCK)
     if problem.startswith("mapping values") or "<block end>" in problem or "sequence entries" in problem:
         return Diagnostic(
             "PF0102",
@@ -131,13 +129,9 @@ def _trap(source: Source, line: int, at: int, problem: str) -> Diagnostic | None
     if value[0] in _STARTERS and value[0] not in "{":
         if value[0] in "|>" and (comment < 0 or value[1:comment].strip(" +-0123456789")):
             pass
-        elif value[0] in "\"'" and value.count(value[0]) < 2:
+        elif value[0] in "\"'" and value.count(value[0]) < 2 or value[0] == "[" and _open(value):
             return None
-        elif value[0] == "[" and _open(value):
-            return None
-        return Diagnostic(
-            "PF0109", f"a value can't begin with `{value[0]}`", first, _STARTERS[value[0]], help=BLOCK
-        )
+        return Diagnostic("PF0109", f"a value can't begin with `{value[0]}`", first, _STARTERS[value[0]], help=BLOCK)
     if problem.startswith("mapping values"):
         colon = re.search(r":(\s|$)", value)
         if colon:

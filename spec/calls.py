@@ -1,0 +1,118 @@
+"""Are blocks and graphs called as they are defined?"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from .ast import Attribute, Binary, Call, Expr, Name, Negate
+from .diagnostics import Diagnostic, Diagnostics, Note, did_you_mean
+from .model import BlockDef, GraphDef
+from .scope import output_names
+from .source import Span
+
+
+def check_calls(
+    expr: Expr,
+    blocks: Mapping[str, BlockDef],
+    graphs: Mapping[str, GraphDef],
+    local: Collection[str],
+    found: Diagnostics,
+) -> None:
+    """Adds PF0224 for arguments that don't fit and PF0225 for outputs that don't exist.
+
+    `local` names mean something else here than a block or graph would.
+    """
+    for node in expr.walk():
+        if isinstance(node, Call) and isinstance(node.function, Name) and node.function.name not in local:
+            name = node.function.name
+            if name in blocks:
+                _block_call(node, blocks[name], found)
+            elif name in graphs:
+                _graph_call(node, graphs[name], found)
+        elif isinstance(node, Attribute) and isinstance(node.value, Call):
+            function = node.value.function
+            if isinstance(function, Name) and function.name in graphs and function.name not in local:
+                _output(node, graphs[function.name], found)
+    for node in _operands(expr):
+        # A block with required arguments can be passed on by its bare name, but not be run.
+        if isinstance(node, Name) and node.name in blocks and node.name not in local:
+            block = blocks[node.name]
+            missing = [p.name for p in block.parameters if p.default is None]
+            _missing(block.name, missing, node.span, _defined(block), found)
+
+
+def _operands(expr: Expr) -> list[Expr]:
+    out = [expr]
+    for node in expr.walk():
+        if isinstance(node, Binary):
+            out += [node.left, node.right]
+        elif isinstance(node, Negate):
+            out.append(node.operand)
+    return out
+
+
+def _defined(block: BlockDef) -> Note:
+    words = [p.name if p.default is None else f"{p.name}=..." for p in block.parameters]
+    return Note(f"defined as `{block.name}({', '.join(words)})`" if words else "defined", block.span)
+
+
+def _missing(name: str, missing: list[str], span: Span, note: Note, found: Diagnostics) -> None:
+    if missing:
+        words = ", ".join(f"`{m}`" for m in missing)
+        text = f"`{name}` needs {words}"
+        found.add(Diagnostic("PF0224", text, span, "missing here", (note,), expected=tuple(missing)))
+
+
+def _block_call(call: Call, block: BlockDef, found: Diagnostics) -> None:
+    help = f"a block is applied to a tensor with `x >> {block.name}`"
+    takes = [p.name for p in block.parameters]
+    given = _bind(call, block.name, takes, "argument", _defined(block), help, found)
+    missing = [p.name for p in block.parameters if p.default is None and p.name not in given]
+    _missing(block.name, missing, call.function.span, _defined(block), found)
+
+
+def _graph_call(call: Call, graph: GraphDef, found: Diagnostics) -> None:
+    takes = list(graph.inputs)
+    note = Note(f"`{graph.name}` takes {', '.join(takes)}", graph.span)
+    given = _bind(call, graph.name, takes, "input", note, None, found)
+    missing = [name for name in takes if name not in given]
+    _missing(graph.name, missing, call.function.span, note, found)
+
+
+def _bind(
+    call: Call, name: str, takes: list[str], what: str, note: Note, help: str | None, found: Diagnostics
+) -> set[str]:
+    """Reports arguments that can't be bound; the names of those that can. `name=` fits every call."""
+    positional = [a for a in call.arguments if a.name is None]
+    given = set(takes[: len(positional)])
+    if len(positional) > len(takes):
+        limit = f"at most {len(takes)} {what}{'' if len(takes) == 1 else 's'}" if takes else f"no {what}s"
+        span = positional[len(takes)].value.span
+        text = f"`{name}` takes {limit}, not {len(positional)}"
+        found.add(Diagnostic("PF0224", text, span, notes=(note,), help=None if takes else help))
+    for argument in call.arguments:
+        if argument.name is None or argument.name == "name":
+            continue
+        if argument.name not in takes:
+            text = f"`{name}` has no {what} `{argument.name}`"
+            near = did_you_mean(argument.name, [*takes, "name"])
+            found.add(Diagnostic("PF0224", text, argument.name_span, notes=(note,), help=near))
+        elif argument.name in given:
+            text = f"{what} `{argument.name}` is given twice"
+            label = "given by position already"
+            found.add(Diagnostic("PF0224", text, argument.name_span, label, (note,)))
+        given.add(argument.name)
+    return given
+
+
+def _output(node: Attribute, graph: GraphDef, found: Diagnostics) -> None:
+    names = output_names(graph)
+    if node.name in names:
+        return
+    if any(s.name == node.name for s in graph.body.statements):
+        help: str | None = f"list it in the graph: `outputs: [{', '.join((*names, node.name))}]`"
+    else:
+        help = did_you_mean(node.name, names) or ("it puts out " + ", ".join(names) if names else None)
+    note = Note("the graph is defined", graph.span)
+    text = f"graph `{graph.name}` has no output `{node.name}`"
+    found.add(Diagnostic("PF0225", text, node.name_span, notes=(note,), help=help, expected=names))
