@@ -92,9 +92,8 @@ def names(path: str, groupings: Sequence[tuple[int, int]]) -> Any:
         r, (count, unroll) = ranges[level], groupings[level]
         assert len(r) == count, f"{path} has {len(r)} layers, its repetition {count}"
         u, m, rest = split(count, unroll)
-        scanned = [slice_text(r.start + j * r.step, r.start + (j + m * u) * r.step, u * r.step) for j in range(u)]
-        if m * u == count and u:
-            scanned = [slice_text(r.start + j * r.step, r.stop, u * r.step) for j in range(u)]
+        stops = [min(r.start + (j + m * u) * r.step, r.stop) for j in range(u)]
+        scanned = [slice_text(r[j], stops[j], u * r.step) for j in range(u)]
         plain = [f"[{r[u * m + i]}]" for i in range(rest)]
         return Grouped([build((*chosen, s)) for s in scanned], [build((*chosen, s)) for s in plain])
 

@@ -162,9 +162,10 @@ class _Run:
     # -- repetition ----------------------------------------------------------------------------------------
 
     def repeat(self, node: Node, region: Graph, op: Repeat, arguments: Sequence[Any]) -> Sequence[Any]:
-        u, m, rest = split(op.count, self.plan.unroll[node])
+        unroll = self.plan.unroll[node]
+        u, m, rest = split(op.count, unroll)
         carries = tuple(self.cast(a, v.type) for a, v in zip(arguments[: op.carries], region.inputs, strict=False))
-        stacks = [group(s, op.count, u or 1) for s in arguments[op.carries : op.carries + op.stacks]]
+        stacks = [group(s, op.count, unroll) for s in arguments[op.carries : op.carries + op.stacks]]
         invariants = [_unstacked(a) for a in arguments[op.carries + op.stacks :]]
         self.hoist(region, op, invariants)
         outs = list(region.outputs.values())
