@@ -122,9 +122,11 @@ def bind(
         try:
             return _assign(cls, positional, keywords, whole=False)
         except BindError as partial:
-            first = as_tensor(positional[0]) if positional else None
-            complete = first is not None and len(cls.tensors) == 1
-            raise (whole if complete else partial) from None
+            # The reading to complain about is the one that its tensors suggest.
+            required = [t for t in cls.tensors if not t.endswith("?")]
+            given = sum(as_tensor(v) is not None for v in positional)
+            given += sum(t.rstrip("?") in keywords for t in cls.tensors)
+            raise (whole if given >= len(required) else partial) from None
 
 
 def _assign(
@@ -144,7 +146,7 @@ def _assign(
         given[order[i]] = (i, value)
     for key, value in keywords.items():
         if key not in tensors and key not in hints:
-            raise BindError(f"`{cls.name}` has no argument `{key}`", key, code="PF0204", help=signature(cls),
+            raise BindError(f"`{cls.name}` has no argument `{key}`", key, code="PF0224", help=signature(cls),
                             choices=[*tensors, *hints])  # fmt: skip
         if key in given or key == primary:
             raise BindError(f"`{key}` is given twice", key)

@@ -156,35 +156,34 @@ def promote(dtypes: Iterable[str]) -> str:
 
 
 def broadcast(types: Sequence[TensorType]) -> tuple[Dim, ...]:
-    """Dims of an elementwise result.
+    """Dims of an elementwise result: those of the operand that has all the dims of the others.
 
-    Named dims meet by name and must have equal sizes. Unnamed dims meet in order, from the last one
-    backwards, and must have equal sizes too. The order is that of the operand with the most dims (the
-    first of equals); dims that only others have come first, in their own order.
-    Raises: TypeMismatch where sizes differ.
+    Named dims meet by name and must have equal sizes; unnamed dims meet in order, from the last one
+    backwards, and must have equal sizes too. Two operands that each have a dim the other lacks don't
+    broadcast: a residual of the wrong width must not become an outer sum.
+    Raises: TypeMismatch where sizes differ or no operand has all the dims.
     """
-    sizes: dict[str, Size] = {}
-    for t in types:
-        for d in t.dims:
-            if d.name is not None and sizes.setdefault(d.name, d.size) != d.size:
-                raise TypeMismatch(
-                    f"dim `{d.name}` is {sizes[d.name]} in one operand and {d.size} in the other",
-                    code="PF0312",
-                )
     lead = max(types, key=lambda t: t.rank)
-    unnamed = [[d.size for d in t.dims if d.name is None] for t in types]
-    longest = max(unnamed, key=len)
-    for u in unnamed:
-        if u and u != longest[len(longest) - len(u) :]:
-            raise TypeMismatch(f"unnamed sizes {u} and {longest} differ", code="PF0312")
-    if len([d for d in lead.dims if d.name is None]) < len(longest):
-        lead = max(types, key=lambda t: len([d for d in t.dims if d.name is None]))
-    extra: list[Dim] = []
+    unnamed = [d.size for d in lead.dims if d.name is None]
     for t in types:
+        mine = [d.size for d in t.dims if d.name is None]
+        if mine and mine != unnamed[len(unnamed) - len(mine) :]:
+            raise TypeMismatch(f"unnamed sizes {mine} and {unnamed} differ: {t} and {lead}", code="PF0312")
         for d in t.dims:
-            if d.name is not None and d.name not in lead.names and all(e.name != d.name for e in extra):
-                extra.append(d)
-    return (*extra, *lead.dims)
+            if d.name is None:
+                continue
+            axis = lead.axis(d.name)
+            if axis is None:
+                raise TypeMismatch(
+                    f"{t} and {lead} don't broadcast: `{d.name}` is only in the first",
+                    code="PF0317",
+                    help="one of the two must have all the dims of the other",
+                )
+            if lead.dims[axis].size != d.size:
+                raise TypeMismatch(
+                    f"dim `{d.name}` is {d.size} in one operand and {lead.dims[axis].size} in the other", code="PF0312"
+                )
+    return lead.dims
 
 
 def alignment(source: TensorType, target: Sequence[Dim]) -> tuple[tuple[int, ...], tuple[int, ...]]:

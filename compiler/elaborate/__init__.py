@@ -1,0 +1,84 @@
+"""Spec to graph: evaluates the block algebra and builds the IR.
+
+Expressions have values of four kinds (values.py). Applying a block to a tensor emits nodes; every use makes
+parameters of its own, named by the path of blocks that led there. A repetition is elaborated once, as a
+region. Mistakes become diagnostics with the place, the path of blocks and the sizes that were involved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from planform.spec import Diagnostic, GraphDef, Span, Spec, SpecError, ast, did_you_mean
+
+from ..ir import Graph, Input, Origin
+from ..types import TensorType
+from .blocks import Elaborator
+from .context import Env
+
+__all__ = ["Elaborator", "Env", "elaborate", "elaborate_loss", "stream_of"]
+
+
+def stream_of(g: GraphDef, spec: Spec) -> str | None:
+    """The sequence axis of a graph: as written, else `time` where an input has it."""
+    if g.stream:
+        return g.stream
+    names = {e.name for decl in g.inputs.values() for e in decl.dims if isinstance(e, ast.Name)}
+    return "time" if "time" in names and "time" not in spec.dims else None
+
+
+def elaborate(spec: Spec, graph: str | None = None) -> Graph:
+    """The IR of one graph of a spec (the only one, if none is named). Raises: SpecError."""
+    g = _choose(spec, graph)
+    e = Elaborator(spec, g.name, stream_of(g, spec))
+    with _bounded(g.span):
+        inputs = {n: e.builder.add(Input(n, e.declared(d), Origin(n, str(d.span)))) for n, d in g.inputs.items()}
+        outputs = e.run_graph(g.name, list(inputs.values()), g.span)
+    return e.builder.finish(outputs.values)
+
+
+def elaborate_loss(spec: Spec, loss: ast.Body, inputs: Mapping[str, TensorType], name: str = "loss") -> Graph:
+    """The IR of a loss expression over graphs and data tensors; its output is `loss`, a scalar.
+
+    Raises: SpecError.
+    """
+    streams = {stream_of(g, spec) for g in spec.graphs.values()} - {None}
+    e = Elaborator(spec, name, next(iter(streams)) if len(streams) == 1 else None)
+    with _bounded(loss.span):
+        e.own = {n: e.builder.add(Input(n, t, Origin(n))) for n, t in inputs.items()}
+        env, result = Env({}), None
+        for s in loss.statements:
+            result = e.value(s.value, env)
+            if s.name is not None:
+                env.names[s.name] = result
+        last = loss.statements[-1].value
+        value = e.tensor(result, last)
+        if value.type.rank:
+            raise e.error(
+                "PF0501",
+                f"a loss is a scalar, this is {value.type}",
+                last.span,
+                help="mean(..) or sum(..) makes one",
+            )
+    return e.builder.finish({"loss": value})
+
+
+def _choose(spec: Spec, graph: str | None) -> GraphDef:
+    if graph is None and len(spec.graphs) == 1:
+        return next(iter(spec.graphs.values()))
+    if graph in spec.graphs:
+        return spec.graphs[graph]
+    span = spec.spans.get("graphs") or Span(spec.source, 0, 1)
+    names = ", ".join(spec.graphs)
+    raise SpecError(Diagnostic("PF0207", f"no graph `{graph}`" if graph else "this spec has several graphs", span,
+                               help=(did_you_mean(graph, spec.graphs) if graph else None) or f"one of {names}"))  # fmt: skip
+
+
+@contextmanager
+def _bounded(span: Span) -> Iterator[None]:
+    try:
+        yield
+    except RecursionError:
+        raise SpecError(Diagnostic("PF0333", "blocks are nested too deeply", span,
+                                   help="a block that uses itself, even through its arguments, never ends")) from None  # fmt: skip

@@ -1,0 +1,199 @@
+"""The state of an elaboration: graphs being built, paths, parameters, and how mistakes are told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from planform.spec import (
+    Diagnostic,
+    Diagnostics,
+    Note,
+    Span,
+    Spec,
+    SpecError,
+    ast,
+    dim_values,
+)
+
+from ..ir import Argument, Builder, Input, Origin, Parameter, Value, stacked_dim
+from ..ops.contract import Op, ParameterDecl
+from ..ops.sequence import Iota
+from ..types import Dim, TensorType, TypeMismatch
+
+_MOST_NODES = 100_000
+_DEEPEST = 500
+
+
+@dataclass(frozen=True)
+class Env:
+    """What names mean in one body: its own names over those of the spec (or the prelude)."""
+
+    names: dict[str, Any]
+    prelude: bool = False
+
+
+@dataclass
+class Frame:
+    """One block being applied: for the uniqueness of sibling names."""
+
+    used: dict[str, int] = field(default_factory=dict)
+
+    def unique(self, name: str) -> str:
+        n = self.used.get(name, 0) + 1
+        self.used[name] = n
+        return name if n == 1 else f"{name}_{n}"
+
+
+@dataclass
+class Region:
+    """A graph under construction and, inside a repetition, the stacks that its region takes."""
+
+    builder: Builder
+    count: int = 1
+    stacks: list[tuple[Value, Value]] = field(default_factory=list)  # (outside, inside)
+    parameters: dict[str, Value] = field(default_factory=dict)  # by path
+    implicit: dict[tuple[str, tuple[Dim, ...]], Input] = field(default_factory=dict)
+
+
+class Context:
+    """What a graph under construction knows: its regions, the path of blocks, the place in the spec."""
+
+    def __init__(self, spec: Spec, name: str, stream: str | None) -> None:
+        self.spec, self.stream = spec, stream
+        found = Diagnostics()
+        self.dims = dim_values(spec.dims, found)
+        found.raise_errors()
+        self.regions = [Region(Builder(name, stream=stream))]
+        self.base = 0  # the region that owns parameters: a graph call inside a repetition shares them
+        self.frames = [Frame()]
+        self.path: list[str] = []
+        self.trail: list[str] = []
+        self.emitted = 0
+        self.uses: list[Span] = []  # the spec's own calls around what is being applied, outermost first
+        self.prelude = next((b.span.source for b in spec.blocks.values() if b.prelude), None)
+        self.own: dict[str, Any] = {}  # inputs that expressions of a training program may name
+
+    # ---- places and errors ----
+
+    def error(
+        self,
+        code: str,
+        message: str,
+        span: Span,
+        label: str = "",
+        help: str | None = None,
+        notes: Sequence[Note] = (),
+    ) -> SpecError:
+        """A diagnostic with the path of blocks; what goes wrong inside the prelude is shown at the place
+        of the spec that used it."""
+        facts = list(notes)
+        if span.source is self.prelude and self.uses:
+            facts.append(Note("from the prelude", span))
+            span = self.uses[-1]
+        if self.trail:
+            facts.append(Note("in " + " > ".join(self.trail)))
+        return SpecError(Diagnostic(code, message, span, label, tuple(facts), help))
+
+    def sizes_in(self, expr: ast.Expr) -> list[Note]:
+        """Notes on the dims that an expression names: their sizes and where they were set."""
+        notes: dict[str, Note] = {}
+        for e in expr.walk():
+            if isinstance(e, ast.Name) and e.name in self.spec.dims and e.name in self.dims:
+                d = self.spec.dims[e.name]
+                where = "by --set" if d.origin == "--set" else f"at line {d.span.line}"
+                notes[e.name] = Note(f"{e.name} = {self.dims[e.name]}, set {where}")
+        return list(notes.values())
+
+    @contextmanager
+    def inside(self, element: str | None, trail: str | None = None) -> Iterator[None]:
+        """Works under a path element (None: the path stays)."""
+        if element is not None:
+            self.path.append(element)
+        if trail or element:
+            self.trail.append(trail or str(element))
+        self.frames.append(Frame())
+        if len(self.frames) > _DEEPEST:
+            raise RecursionError
+        try:
+            yield
+        finally:
+            self.frames.pop()
+            if trail or element:
+                self.trail.pop()
+            if element is not None:
+                self.path.pop()
+
+    @property
+    def builder(self) -> Builder:
+        return self.regions[-1].builder
+
+    def emit(self, op: Op, *inputs: Value, span: Span, element: str | None = None) -> Any:
+        """Adds a node at the current path. Raises: SpecError where the op refuses its inputs."""
+        self.emitted += 1
+        if self.emitted > _MOST_NODES:
+            raise self.error("PF0330", f"this model has over {_MOST_NODES} ops", span,
+                             help="write equal layers as `layer ^ n` or `cycle([..], n)`: they stay one region")  # fmt: skip
+        path = ".".join([*self.path, *([element] if element else [])])
+        self.builder.origin = Origin(path, str(span))
+        try:
+            return self.builder.emit(op, *inputs)
+        except TypeMismatch as e:
+            raise self.error(e.code, str(e), span, e.label, e.help) from None
+
+    # ---- parameters and implicit inputs ----
+
+    def parameter(self, key: str, decl: ParameterDecl, span: Span) -> Value:
+        """The parameter `key` at the current path; inside repetitions, this layer's slice of a stack."""
+        path = ".".join([*self.path, key])
+        levels = self.regions[self.base :]
+        lead = tuple(stacked_dim(r.count) for r in levels[1:])
+        origin = Origin(path, str(span))
+        root = self.regions[0]
+        if path not in root.parameters:
+            t = TensorType(decl.dtype, (*lead, *decl.dims))
+            p = Parameter(self.hint(key), t, origin, path=path, init=decl.init, stacked=len(lead))
+            root.parameters[path] = root.builder.add(p)
+        value = root.parameters[path]
+        for i, region in enumerate(levels[1:]):
+            if path not in region.parameters:
+                inner = Argument(self.hint(key), TensorType(decl.dtype, (*lead[i + 1 :], *decl.dims)), origin)
+                region.parameters[path] = region.builder.add(inner)
+                region.stacks.append((value, inner))
+            value = region.parameters[path]
+        return value
+
+    def hint(self, key: str) -> str:
+        element = self.path[-1].partition("[")[0] if self.path else ""
+        return f"{element}.{key}" if element else key
+
+    def implicit(self, op: Op, inputs: Sequence[Value], span: Span) -> list[Value]:
+        """The position, document or random draw that an op reads besides its arguments."""
+        reads = op.reads()
+        if not reads:
+            return []
+        x = inputs[0].type
+        axis = x.axis(self.stream) if self.stream else None
+        if axis is None:
+            if "document" in reads:  # masks count from the start of the axis and know one document
+                if op.name == "attend":
+                    return []
+                raise self.error("PF0331", f"`{op.name}` works along the sequence axis, and {x} has none", span,
+                                 help="name it with `stream:` in the graph")  # fmt: skip
+            return [self.emit(Iota(x.dims[:-2]), span=span, element="position")]
+        if op.name in ("attend", "rope") and axis != x.rank - 3:
+            raise self.error(
+                "PF0331", f"`{op.name}` needs [.., {self.stream}, heads, head_dim], its input is {x}", span
+            )
+        root = self.regions[0]
+        dims = x.dims[: axis + 1]
+        found = []
+        for name in reads:
+            key = (name, dims)
+            if key not in root.implicit:
+                default = {"position": "iota", "document": "zeros"}[name]
+                root.implicit[key] = root.builder.add(Input(name, TensorType("i32", dims), Origin(name), default))
+            found.append(root.implicit[key])
+        return found
