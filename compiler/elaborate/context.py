@@ -90,12 +90,17 @@ class Context:
         """A diagnostic with the path of blocks; what goes wrong inside the prelude is shown at the place
         of the spec that used it."""
         facts = list(notes)
-        if span.source is self.prelude and self.uses:
+        own = self.in_spec(span)
+        if own is not span:
             facts.append(Note("from the prelude", span))
-            span = self.uses[-1]
+            span = own
         if self.trail:
             facts.append(Note("in " + " > ".join(self.trail)))
         return SpecError(Diagnostic(code, message, span, label, tuple(facts), help))
+
+    def in_spec(self, span: Span) -> Span:
+        """The place in the spec's own text: for one in the prelude, the call that led there."""
+        return self.uses[-1] if span.source is self.prelude and self.uses else span
 
     def sizes_in(self, expr: ast.Expr) -> list[Note]:
         """Notes on the dims that an expression names: their sizes and where they were set."""
@@ -137,7 +142,7 @@ class Context:
             raise self.error("PF0330", f"this model has over {_MOST_NODES} ops", span,
                              help="write equal layers as `layer ^ n` or `cycle([..], n)`: they stay one region")  # fmt: skip
         path = ".".join([*self.path, *([element] if element else [])])
-        self.builder.origin = Origin(path, str(span))
+        self.builder.origin = Origin(path, str(self.in_spec(span)))
         try:
             return self.builder.emit(op, *inputs)
         except TypeMismatch as e:
@@ -150,7 +155,7 @@ class Context:
         path = ".".join([*self.path, key])
         levels = self.regions[self.base :]
         lead = tuple(stacked_dim(r.count) for r in levels[1:])
-        origin = Origin(path, str(span))
+        origin = Origin(path, str(self.in_spec(span)))
         root = self.regions[0]
         if path not in root.parameters:
             t = TensorType(decl.dtype, (*lead, *decl.dims))
@@ -189,7 +194,7 @@ class Context:
             )
         root = self.regions[0]
         dims = x.dims[: axis + 1]
-        found = []
+        found: list[Value] = []
         for name in reads:
             key = (name, dims)
             if key not in root.implicit:
