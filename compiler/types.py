@@ -47,8 +47,8 @@ class Dim:
     size: Size
 
     def __str__(self) -> str:
-        if self.name is None:
-            return str(self.size)
+        if self.name is None:  # brackets tell a size without a name from the dim of that name
+            return f"({self.size})" if str(self.size).isidentifier() else str(self.size)
         return self.name if self.size == symbol(self.name) else f"{self.name}={self.size}"
 
     @staticmethod
