@@ -116,7 +116,7 @@ class Builder:
                 if name in section.values:
                     self.found.add(
                         Diagnostic(
-                            "PF0501",
+                            "PF0505",
                             f"`train.{name}` can't stand beside `train.updates`",
                             section.spans[name],
                             help=f"each update has a `{name}` of its own",
@@ -126,7 +126,7 @@ class Builder:
             for name, other in (("loss", "optimizer"), ("optimizer", "loss")):
                 if name in section.values and other not in section.values:
                     self.found.add(
-                        Diagnostic("PF0501", f"`train` has a `{name}` but no `{other}`", section.spans[name])
+                        Diagnostic("PF0500", f"`train` has a `{name}` but no `{other}`", section.spans[name])
                     )
         return section
 

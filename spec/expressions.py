@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from functools import lru_cache
 from importlib import resources
 from typing import Any
@@ -85,7 +86,7 @@ def parse_signature(source: Source, start: int, end: int) -> tuple[str, Span, tu
 def _parse(rule: str, source: Source, start: int, end: int | None) -> Any:
     end = len(source.text) if end is None else end
     text = source.text[start:end]
-    if not text.strip():
+    if not re.sub(r"#[^\n]*", "", text).strip():
         raise SpecError(
             Diagnostic("PF0110", "an expression is missing", Span(source, start, end), "nothing stands here")
         )
