@@ -1,0 +1,27 @@
+"""Graphs as ONNX models for plain onnxruntime: lowering, export with its contract, and running."""
+
+from .contract import Fixture, Verdict, difference, reference_fixture, verify_contract
+from .emitter import CannotLower
+from .export import export
+from .lower import Lowered, lower
+from .rules import EXCLUDED, RULES, rule
+from .session import Session, intermediates, load, run
+
+__all__ = [
+    "EXCLUDED",
+    "RULES",
+    "CannotLower",
+    "Fixture",
+    "Lowered",
+    "Session",
+    "Verdict",
+    "difference",
+    "export",
+    "intermediates",
+    "load",
+    "lower",
+    "reference_fixture",
+    "rule",
+    "run",
+    "verify_contract",
+]

@@ -1,0 +1,21 @@
+"""Reductions over named dims."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import onnx_ir as ir
+
+from .registry import Emitter, Node, rule
+
+_NAMES = {"sum": "ReduceSum", "mean": "ReduceMean", "max": "ReduceMax"}
+
+
+@rule(*_NAMES)
+def reduce(m: Emitter, node: Node, x: ir.Value) -> ir.Value:
+    op: Any = node.op
+    t = node.inputs[0].type
+    axes = sorted(op.axes(t))
+    x = m.cast(x, t.dtype, node.output.type.dtype)
+    # Without axes ONNX reduces all of them; an op over none is the identity.
+    return m.op(_NAMES[op.name], x, m.integers(*axes), keepdims=0) if axes else x

@@ -1,0 +1,208 @@
+"""Running a model in plain onnxruntime, with the streaming state kept in place."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+
+from .lower import Lowered
+
+Source = str | Path | bytes | ir.Model | Lowered
+"""A folder made by `export`, a `.onnx` file, or a model in memory (below 2 GB)."""
+
+MODEL = "model.onnx"
+PAST, PRESENT = "past/", "present/"
+IN_PLACE = ("linear", "window")
+"""Layouts whose successor may be written over the state itself: one kernel reads and writes them."""
+
+_NUMPY = {"tensor(float)": np.float32, "tensor(int32)": np.int32, "tensor(int64)": np.int64,
+          "tensor(bool)": np.bool_, "tensor(int8)": np.int8, "tensor(uint8)": np.uint8}  # fmt: skip
+
+
+def physical_cores() -> int:
+    """Cores this process may use; hyperthreads of one core count once."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    found = set()
+    for cpu in allowed:
+        try:
+            topology = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology")
+            found.add(tuple((topology / n).read_text().strip() for n in ("physical_package_id", "core_id")))
+        except OSError:
+            found.add((str(cpu),))
+    return max(1, len(found))
+
+
+def options(threads: int | None = None, spin: bool = True) -> ort.SessionOptions:
+    """Session options: all optimisations, one thread a core.
+
+    spin: workers busy-wait for the next operator. Faster alone, far slower where others need the cores.
+    """
+    out = ort.SessionOptions()
+    out.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    out.intra_op_num_threads = threads or physical_cores()
+    out.inter_op_num_threads = 1
+    out.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
+    out.log_severity_level = 3
+    return out
+
+
+def load(source: Source, settings: ort.SessionOptions | None = None) -> ort.InferenceSession:
+    """An onnxruntime session on the CPU. Raises: what onnxruntime raises for a model that it refuses."""
+    if isinstance(source, (str, Path)):
+        path = Path(source)
+        path = path / MODEL if path.is_dir() else path
+        return ort.InferenceSession(str(path), settings or options(), providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(_bytes(source), settings or options(), providers=["CPUExecutionProvider"])
+
+
+def _bytes(source: bytes | ir.Model | Lowered) -> bytes:
+    if isinstance(source, bytes):
+        return source
+    return ir.to_proto(source.model if isinstance(source, Lowered) else source).SerializeToString()
+
+
+def run(source: Source | ort.InferenceSession, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Runs a model once. Raises: ValueError for an input that is missing."""
+    session = source if isinstance(source, ort.InferenceSession) else load(source)
+    feed: dict[str, np.ndarray] = {}
+    for i in session.get_inputs():
+        if i.name not in inputs:
+            raise ValueError(f"input `{i.name}` {i.shape} is missing")
+        feed[i.name] = np.ascontiguousarray(inputs[i.name], _NUMPY[i.type])
+    names = [o.name for o in session.get_outputs()]
+    return dict(zip(names, session.run(names, feed), strict=True))
+
+
+def intermediates(source: Source, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Every value that the model computes, by name: to find the first one that is wrong.
+
+    The values are made outputs of a copy in memory, run with the same kernels but no further fusions.
+    """
+    settings = options()
+    settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    if isinstance(source, (str, Path)):
+        path = Path(source)
+        path = path / MODEL if path.is_dir() else path
+        proto = onnx.load(str(path), load_external_data=False)
+        settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+    else:
+        proto = onnx.load_from_string(_bytes(source))
+    known = {o.name for o in proto.graph.output}
+    for node in proto.graph.node:
+        for name in node.output:
+            if name and name not in known:
+                proto.graph.output.append(onnx.ValueInfoProto(name=name))
+    session = ort.InferenceSession(proto.SerializeToString(), settings, providers=["CPUExecutionProvider"])
+    return run(session, inputs)
+
+
+class Session:
+    """A model in step form, with the state of a batch of streams.
+
+    After `reset`, `advance` takes the next chunk of every stream: the whole prompt or one token.
+    """
+
+    def __init__(self, source: Source, *, threads: int | None = None, spin: bool = True) -> None:
+        """Raises: ValueError where the model isn't in step form."""
+        self.session = load(source, options(threads, spin))
+        self.inputs = {i.name: i for i in self.session.get_inputs() if not i.name.startswith(PAST)}
+        self.past = {i.name.removeprefix(PAST): i for i in self.session.get_inputs() if i.name.startswith(PAST)}
+        self.outputs = [o.name for o in self.session.get_outputs() if not o.name.startswith(PRESENT)]
+        about = self.session.get_modelmeta().custom_metadata_map
+        if "planform.states" not in about or "length" not in self.past:
+            raise ValueError("this model isn't in step form: it has no streaming state")
+        self.layouts: dict[str, str] = json.loads(about["planform.states"])
+        self.max_positions = int(about["planform.max_positions"])
+        self.batch = self.capacity = 0
+
+    def reset(self, batch: int, capacity: int) -> None:
+        """Begins `batch` new streams with room for `capacity` entries each, padding of chunks included.
+
+        Raises: ValueError where the model's tables don't reach that far.
+        """
+        if capacity > self.max_positions:
+            raise ValueError(f"room for {capacity} entries, but the model was made for {self.max_positions} positions")
+        self.batch, self.capacity = batch, capacity
+        self.length = np.zeros(batch, np.int64)
+        env = {"batch": batch, "capacity": capacity}
+        self._binding = self.session.io_binding()
+        self._moving: dict[str, tuple[ort.OrtValue, ort.OrtValue]] = {}
+        self._arrays: list[np.ndarray] = []  # the memory that states live in
+        for name in self.outputs:
+            self._binding.bind_output(name)
+        for path, i in self.past.items():
+            shape = [d if isinstance(d, int) else env[d] for d in i.shape]
+            state = self._zeros(shape, i.type)
+            self._binding.bind_ortvalue_input(PAST + path, state)
+            if self.layouts[path] in IN_PLACE:
+                self._binding.bind_ortvalue_output(PRESENT + path, state)
+            else:
+                self._moving[path] = (state, self._zeros(shape, i.type))
+
+    def _zeros(self, shape: list[int], type: str) -> ort.OrtValue:
+        self._arrays.append(np.zeros(shape, _NUMPY[type]))
+        return ort.OrtValue.ortvalue_from_numpy(self._arrays[-1])
+
+    def step(self, inputs: Mapping[str, Any], count: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        """Feeds the next chunk of every stream.
+
+        inputs: by name, [batch, time, ..]; count: int[batch], how many entries of each row are valid, the
+        rest of a row being padding at its end (default: all). A row may have none, except as its first.
+        Returns the outputs by name. Raises: ValueError where a chunk doesn't fit.
+        """
+        feeds: dict[str, np.ndarray] = {
+            k: np.ascontiguousarray(v, _NUMPY[self.inputs[k].type]) for k, v in inputs.items()
+        }
+        time = next(iter(feeds.values())).shape[1]
+        valid = np.full(self.batch, time, np.int32) if count is None else np.asarray(count, np.int32)
+        self._check(time, valid)
+        if "count" in self.inputs:
+            feeds["count"] = valid
+        b = self._binding
+        for name, array in feeds.items():
+            b.bind_cpu_input(name, array)
+        for path, (now, after) in self._moving.items():
+            b.bind_ortvalue_input(PAST + path, now)
+            b.bind_ortvalue_output(PRESENT + path, after)
+        for name in self.outputs:
+            b.bind_output(name)  # again each time: an output keeps the shape of the run before
+        self.session.run_with_iobinding(b)
+        self._moving = {path: (after, now) for path, (now, after) in self._moving.items()}
+        self.length += valid
+        results = b.get_outputs()  # in the order they were first bound
+        return {name: x.numpy() for name, x in zip(self.outputs, results, strict=False)}
+
+    def _check(self, time: int, count: np.ndarray) -> None:
+        if not self.batch:
+            raise ValueError("call `reset` first")
+        if count.shape != (self.batch,) or count.min() < 0 or count.max() > time:
+            raise ValueError(f"`count` must be {self.batch} numbers from 0 to {time}")
+        if np.any((self.length == 0) & (count == 0)):
+            raise ValueError("the first chunk of a stream must have at least one entry")
+        if self.length.max() + time > self.capacity:
+            raise ValueError(f"{self.length.max()} + {time} entries in a stream with room for {self.capacity}")
+
+    def advance(self, tokens: np.ndarray, count: np.ndarray | None = None) -> np.ndarray:
+        """`step` for a model with one input and one output: tokens [batch, time] -> logits."""
+        (name,) = [n for n in self.inputs if n != "count"]
+        return self.step({name: tokens}, count)[self.outputs[0]]
+
+    def prefill(self, tokens: np.ndarray, count: np.ndarray | None = None, chunk: int = 512) -> np.ndarray:
+        """`advance` in chunks, which bounds the memory of long prompts. Returns the logits that follow the
+        last valid entry of each row, [batch, 1, ..], for a model with outputs of the last entry only."""
+        valid = np.full(self.batch, tokens.shape[1]) if count is None else np.asarray(count)
+        out: np.ndarray | None = None
+        for start in range(0, int(valid.max()), chunk):
+            part = np.clip(valid - start, 0, chunk)
+            logits = self.advance(tokens[:, start : min(start + chunk, int(valid.max()))], part)
+            out = logits if out is None else np.where((part > 0).reshape(-1, *[1] * (logits.ndim - 1)), logits, out)
+        assert out is not None
+        return out
