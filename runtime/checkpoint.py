@@ -50,6 +50,9 @@ class Checkpoints:
     folder  of the run; made if need be
     keep    how many checkpoints stay; an older one goes only after a newer one is whole
 
+    Use it in a `with` statement, or close it: a save still under way when the interpreter ends waits for
+    threads that no longer start, for minutes.
+
     In a run of several processes all of them make one of these, on a file system that they share, and make
     the same calls. Raises UserError when another run holds the folder or it can't be written.
     """

@@ -40,11 +40,12 @@ os.rename = rename
 
 if point == "anywhere":
     threading.Timer(delay, die).start()
-for step in range(first, first + 400):
-    rng = np.random.default_rng(step)
-    arrays = {"w": rng.standard_normal((40, 50)), "b": rng.integers(0, 9, 7)}
-    checkpoints.save(step, arrays, {"step": step})
-    print(step, flush=True)  # the saves before this one are on disk
+with checkpoints:
+    for step in range(first, first + 100):
+        rng = np.random.default_rng(step)
+        arrays = {"w": rng.standard_normal((40, 50)), "b": rng.integers(0, 9, 7)}
+        checkpoints.save(step, arrays, {"step": step})
+        print(step, flush=True)  # the saves before this one are on disk
 """
 
 
@@ -55,6 +56,7 @@ def run(folder: Path, point: str, delay: float = 0.0) -> int:
         env=os.environ | {"PYTHONPATH": PACKAGE},
         capture_output=True,
         text=True,
+        timeout=60,
     )
     assert child.returncode == -9, child.stderr
     return int(child.stdout.split()[-1]) if child.stdout else 0
