@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ..ir import Builder, Value
 from ..size import Size, divide, symbol
 from ..types import Dim, TensorType, TypeMismatch
 from .contract import At, Cost, Op, Reach, StateDecl, register
@@ -44,8 +45,11 @@ class Rope(Op):
             raise TypeMismatch(f"`rope` needs [.., time, heads, head_dim], its input is {x}")
         rotated = x.sizes[-1] * self.fraction
         if rotated != int(rotated) or int(rotated) % 2 or not 0 < rotated <= x.sizes[-1]:
-            raise TypeMismatch(f"`rope` can't rotate {rotated:g} of {x.sizes[-1]} entries", code="PF0321",
-                               help="fraction * head_dim must be even and at most head_dim")  # fmt: skip
+            raise TypeMismatch(
+                f"`rope` can't rotate {rotated:g} of {x.sizes[-1]} entries",
+                code="PF0321",
+                help="fraction * head_dim must be even and at most head_dim",
+            )
         return int(rotated) // 2
 
     def reads(self) -> tuple[str, ...]:
@@ -98,24 +102,24 @@ class _Attention(Op):
         if query.dims[:-3] != key.dims[:-3]:
             raise TypeMismatch(f"query {query} and key {key} must share their leading dims")
         if self.window is not None and self.window < 1:
-            raise TypeMismatch(f"a window of {self.window} keys sees nothing", code="PF0322",
-                               help="windows count the query's own key too: at least 1, or none")  # fmt: skip
+            raise TypeMismatch(
+                f"a window of {self.window} keys sees nothing",
+                code="PF0322",
+                help="windows count the query's own key too: at least 1, or none",
+            )
         heads, shared = query.sizes[-2], key.sizes[-2]
         n = divide(heads, shared)
         if not isinstance(n, int):
-            better = (
-                [h for h in range(1, 2 * int(heads) + 1) if heads % h == 0] if isinstance(heads, int) else []
-            )
+            better = [h for h in range(1, 2 * int(heads) + 1) if heads % h == 0] if isinstance(heads, int) else []
             near = (
-                sorted(sorted(better, key=lambda h: (abs(h - int(shared)), h))[:2])
-                if isinstance(shared, int)
-                else []
+                sorted(sorted(better, key=lambda h: (abs(h - int(shared)), h))[:2]) if isinstance(shared, int) else []
             )
             raise TypeMismatch(
                 f"{heads} query heads can't share {shared} key/value heads",
                 code="PF0323",
-                help="heads must be a multiple of kv_heads" + (f"; {' or '.join(map(str, near))} would do" if near else ""),
-            )  # fmt: skip
+                help="heads must be a multiple of kv_heads"
+                + (f"; {' or '.join(map(str, near))} would do" if near else ""),
+            )
         return n
 
     def result(self, query: TensorType, value: TensorType) -> TensorType:
@@ -194,12 +198,10 @@ class Attend(_Attention):
         keys: Size = k.sizes[-3]
         if self.window is not None and not (isinstance(keys, int) and keys < self.window):
             keys = self.window
-        pairs = 1
+        pairs: Size = 1
         for s in q.sizes[:-1]:
             pairs = pairs * s
-        return Cost(
-            2 * pairs * keys * (q.sizes[-1] + v.sizes[-1]), sum((t.elements for t in inputs), q.elements)
-        )
+        return Cost(2 * pairs * keys * (q.sizes[-1] + v.sizes[-1]), sum((t.elements for t in inputs), q.elements))
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> tuple[Op, list[Any]]:
@@ -275,9 +277,7 @@ class AttendCached(_Attention):
         q = TensorType("f32", (*lead, Dim("heads", kv * 2), Dim("head_dim", 4)))
         k = TensorType("f32", (*lead, Dim("kv_heads", kv), Dim("head_dim", 4)))
         slots = window or 20
-        cache = TensorType(
-            "f32", (Dim("batch", 2), Dim("kv_heads", kv), Dim("slots", slots), Dim("head_dim", 4))
-        )
+        cache = TensorType("f32", (Dim("batch", 2), Dim("kv_heads", kv), Dim("slots", slots), Dim("head_dim", 4)))
         counts = TensorType("i32", (Dim("batch", 2),))
         length, count = rng.integers(0, 12, 2), rng.integers(1, new + 1, 2)
         op = cls(float(rng.uniform(0.2, 1)), True, window, 2.0 if rng.random() < 0.5 else None)
@@ -285,3 +285,42 @@ class AttendCached(_Attention):
             (counts, length.astype(np.int32)),
             (counts, count.astype(np.int32)),
         ]
+
+
+@register
+@dataclass(frozen=True)
+class AttendLocal(Attend):
+    """`attend` with a causal window, in blocks: a block of queries meets its own keys and those of the
+    ceil((window - 1) / block) blocks before it, so that time * window scores exist and not time^2.
+
+    It means what `attend` means, given C1: causal, with a window, and C2: positions rise by at least one
+    from entry to entry of a document (as those of a stream do by default), so that keys in the window stand
+    at most window - 1 entries back. A backend that knows the time may take a short one at once.
+    Source: the banded attention of Longformer, arXiv:2004.05150, section 3.
+    """
+
+    name: ClassVar[str] = "attend_local"
+    spelled: ClassVar[bool] = False
+    block: int = 512
+
+    def infer(self, *inputs: TensorType) -> TensorType:
+        if not self.causal or self.window is None or self.block < 1:
+            raise TypeMismatch("`attend_local` needs a causal window and a block of at least 1")
+        return super().infer(*inputs)
+
+    def plain(self) -> Attend:
+        """The same as `attend`."""
+        return Attend(self.scale, self.causal, self.window, self.softcap)
+
+    def decompose(self, b: Builder, *values: Value) -> Value:
+        result: Value = b.emit(self.plain(), *values)
+        return result
+
+    def streaming(self, *inputs: TensorType) -> tuple[Op, tuple[StateDecl, ...]] | None:
+        return self.plain().streaming(*inputs)
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator) -> tuple[Op, list[Any]]:
+        op, inputs = Attend.draw(rng)
+        window = int(rng.integers(1, 6))
+        return cls(op.scale, True, window, op.softcap, int(rng.integers(1, 5))), inputs  # type: ignore[attr-defined]

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
-from ..ir import Init
+from ..ir import Builder, Init, Value
 from ..size import Size
 from ..types import Dim, TensorType, TypeMismatch, promote
 from .contract import At, Cost, Op, ParameterDecl, register
+
+T = TypeVar("T")
 
 
 def _product(sizes: Any) -> Size:
@@ -85,6 +87,64 @@ class Linear(Op):
         if rng.random() < 0.5:
             over = tuple(x.dims[i] for i in rng.permutation(x.rank)[: int(rng.integers(1, x.rank + 1))])
         op = cls(out, over, bool(rng.random() < 0.5))
+        types = [x, *(TensorType(p.dtype, p.dims) for p in op.parameters(x).values())]
+        return op, [(t, floats(rng, t)) for t in types]
+
+
+@register
+@dataclass(frozen=True)
+class LinearPacked(Op):
+    """Several `linear` of one x as one: result i is linear(outs[i], over, bias) of x.
+
+    The weights stay apart, first all of them, then (with `bias`) all biases; a backend lays them side by
+    side when it loads or exports them, and makes one product.
+    """
+
+    name: ClassVar[str] = "linear_packed"
+    family: ClassVar[str] = "linear"
+    spelled: ClassVar[bool] = False
+    outs: tuple[tuple[Dim, ...], ...]
+    over: tuple[Dim, ...] | None = None
+    bias: bool = False
+
+    def parts(self) -> tuple[Linear, ...]:
+        """The ops that it packs."""
+        return tuple(Linear(out, self.over, self.bias) for out in self.outs)
+
+    def groups(self, values: Sequence[T]) -> list[list[T]]:
+        """The inputs of each part, of all inputs (or of their types, or arrays)."""
+        n = len(self.outs)
+        return [[values[0], *values[1 + i :: n]] for i in range(n)]
+
+    def parameters(self, *inputs: TensorType) -> Mapping[str, ParameterDecl]:
+        declared = [p.parameters(inputs[0]) for p in self.parts()]
+        return {f"{k}_{i}": d[k] for k in declared[0] for i, d in enumerate(declared)}
+
+    def infer(self, *inputs: TensorType) -> tuple[TensorType, ...]:
+        return tuple(p.infer(*group) for p, group in zip(self.parts(), self.groups(inputs)))
+
+    def reference(self, at: At, *arrays: np.ndarray) -> Any:
+        types = self.groups(at.inputs)
+        return tuple(
+            p.reference(At(tuple(t), at.outputs), *group)
+            for p, t, group in zip(self.parts(), types, self.groups(arrays))
+        )
+
+    def decompose(self, b: Builder, *values: Value) -> Any:
+        return tuple(b.emit(p, *group) for p, group in zip(self.parts(), self.groups(values)))
+
+    def cost(self, *inputs: TensorType) -> Cost:
+        costs = [p.cost(*group) for p, group in zip(self.parts(), self.groups(inputs))]
+        shared = (len(costs) - 1) * inputs[0].elements
+        return Cost(sum((c.flops for c in costs), 0), sum((c.elements for c in costs), 0) - shared)
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator) -> tuple[Op, list[Any]]:
+        from .sampling import floats, random_dims
+
+        x = TensorType("f32", random_dims(rng, 3))
+        outs = ((Dim("ff", 3),), (Dim("ff", 3), Dim("w", 2)), (Dim("w", 4),))[: int(rng.integers(1, 4))]
+        op = cls(outs, x.dims[-1:] if rng.random() < 0.5 else None, bool(rng.random() < 0.5))
         types = [x, *(TensorType(p.dtype, p.dims) for p in op.parameters(x).values())]
         return op, [(t, floats(rng, t)) for t in types]
 
@@ -192,9 +252,7 @@ class Unembed(Op):
     def infer(self, *inputs: TensorType) -> TensorType:
         x, table = inputs
         if table.rank != 2 or not x.rank or x.dims[-1] != table.dims[1]:
-            raise TypeMismatch(
-                f"`unembed` needs a table [vocab, {x.dims[-1] if x.rank else 'd'}], not {table}"
-            )
+            raise TypeMismatch(f"`unembed` needs a table [vocab, {x.dims[-1] if x.rank else 'd'}], not {table}")
         return TensorType(promote(t.dtype for t in inputs), (*x.dims[:-1], table.dims[0]))
 
     def reference(self, at: At, *arrays: np.ndarray) -> np.ndarray:
@@ -203,9 +261,7 @@ class Unembed(Op):
 
     def cost(self, *inputs: TensorType) -> Cost:
         out = self.infer(*inputs)
-        return Cost(
-            2 * out.elements * inputs[0].sizes[-1], out.elements + sum((t.elements for t in inputs), 0)
-        )
+        return Cost(2 * out.elements * inputs[0].sizes[-1], out.elements + sum((t.elements for t in inputs), 0))
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> tuple[Op, list[Any]]:

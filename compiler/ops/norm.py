@@ -76,6 +76,54 @@ class RmsNorm(_SameShape):
 
 @register
 @dataclass(frozen=True)
+class AddRmsNorm(Op):
+    """(rms_norm(x + y), x + y): a residual step and the norm after it as one op that reads the sum once.
+
+    x and y have one type; `offset`, `eps` and `scale` are those of `rms_norm`.
+    """
+
+    name: ClassVar[str] = "add_rms_norm"
+    family: ClassVar[str] = "norm"
+    tensors: ClassVar[tuple[str, ...]] = ("x", "y")
+    spelled: ClassVar[bool] = False
+    offset: float = 0.0
+    eps: float = 1e-6
+
+    def norm(self) -> RmsNorm:
+        return RmsNorm(self.offset, self.eps)
+
+    def parameters(self, *inputs: TensorType) -> Mapping[str, ParameterDecl]:
+        return self.norm().parameters(*inputs[:1])
+
+    def infer(self, *inputs: TensorType) -> tuple[TensorType, ...]:
+        x, y = inputs[:2]
+        if not x.is_float or x != y:
+            raise TypeMismatch(f"`add_rms_norm` needs two float tensors of one type, not {x} and {y}")
+        return x, x
+
+    def reference(self, at: At, *arrays: np.ndarray) -> Any:
+        x, y, scale = arrays
+        return self.norm().reference(at, x + y, scale), x + y
+
+    def decompose(self, b: Builder, *values: Value) -> Any:
+        x, y, scale = values
+        total = b.emit(Add(), x, y)
+        return b.emit(self.norm(), total, scale), total
+
+    def cost(self, *inputs: TensorType) -> Cost:
+        return Cost(5 * inputs[0].elements, 4 * inputs[0].elements)
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator) -> tuple[Op, list[Any]]:
+        from .sampling import floats
+
+        op, inputs = RmsNorm.draw(rng)
+        x = inputs[0][0]
+        return cls(op.offset, op.eps), [inputs[0], (x, floats(rng, x)), *inputs[1:]]  # type: ignore[attr-defined]
+
+
+@register
+@dataclass(frozen=True)
 class LayerNorm(_SameShape):
     """y = (x - mean(x)) / sqrt(var(x) + eps) * scale (+ bias), over the last dim; in float32 or wider.
 
@@ -152,9 +200,7 @@ class Softcap(_SameShape):
 
     def infer(self, *inputs: TensorType) -> TensorType:
         if not self.cap > 0:
-            raise TypeMismatch(
-                f"a cap of {self.cap} caps nothing", code="PF0320", help="`cap` must be above 0"
-            )
+            raise TypeMismatch(f"a cap of {self.cap} caps nothing", code="PF0320", help="`cap` must be above 0")
         return super().infer(*inputs)
 
     def reference(self, at: At, *arrays: np.ndarray) -> np.ndarray:
