@@ -165,7 +165,7 @@ class Builder:
 
     def parse(self, parser: Callable[..., Any], node: Node) -> Any:
         """The parsed content of a scalar, or None when it was reported."""
-        if not isinstance(node, Scalar):
+        if not isinstance(node, Scalar) or node.value is None:
             return None  # the schema has reported it
         content = node.content
         quoted = "\\" if node.style == "double" else "''" if node.style == "single" else None

@@ -201,21 +201,28 @@ class Document(_Strict):
 
 def json_schema() -> dict[str, Any]:
     """The JSON schema (draft 2020-12) of a spec, for editors."""
-    schema = Document.model_json_schema()
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **_without_nulls(schema)}
+    schema = _nullable(Document.model_json_schema())
+    required = schema.pop("required")
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **schema,
+        "required": ["planform"],
+        # What a spec extends brings the rest.
+        "anyOf": [{"required": ["extends"]}, {"required": required}],
+    }
 
 
-def _without_nulls(node: Any) -> Any:
-    """A key that may be left out is not a key that may be null: null deletes, and only below `extends`."""
+def _nullable(node: Any) -> Any:
+    """Null deletes what `extends` brought in, so it may stand for the value of any key that isn't required."""
     if isinstance(node, list):
-        return [_without_nulls(item) for item in node]
+        return [_nullable(item) for item in node]
     if not isinstance(node, dict):
         return node
-    out = {key: _without_nulls(value) for key, value in node.items() if not (key == "default" and value is None)}
-    branches = out.get("anyOf")
-    if isinstance(branches, list):
-        kept = [b for b in branches if b != {"type": "null"}]
-        if len(kept) == 1 and len(branches) == 2:
-            del out["anyOf"]
-            out = {**kept[0], **out}
+    out = {key: _nullable(value) for key, value in node.items() if not (key == "default" and value is None)}
+    null = {"type": "null"}
+    if isinstance(out.get("additionalProperties"), dict):
+        out["additionalProperties"] = {"anyOf": [out["additionalProperties"], null]}
+    if "patternProperties" in out:
+        out["patternProperties"] = {k: {"anyOf": [v, null]} for k, v in out["patternProperties"].items()}
+        out["additionalProperties"] = False
     return out
