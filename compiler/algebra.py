@@ -10,59 +10,68 @@ import numpy as np
 
 from .binding import BindError
 from .ops.elementwise import Elementwise
-from .size import Polynomial, divide
+from .size import Polynomial, Size, divide
 from .types import Dim
 from .values import describe, is_number
 
 LARGEST = 2**40
 
+Number = Size | float
 
-def arithmetic(operator: str, left: Any, right: Any) -> Any:
-    """left operator right: `/` is exact (a size stays a size where it can), `//` floors, `^` is power.
+
+def arithmetic(operator: str, left: Any, right: Any) -> Number:
+    """left operator right. `/` is exact on sizes (a fraction needs a float), `//` floors, `^` is power.
 
     Raises: BindError where an operand is no number, for division by zero, and for sizes too large.
     """
     a, b = (v.size if isinstance(v, Dim) else v for v in (left, right))
     for v in (a, b):
         if not is_number(v):
-            raise BindError(
-                f"`{operator}` works on numbers, tensors and blocks, not on {describe(v)}", code="PF0301"
-            )
-    if operator == "+":
-        result = a + b
-    elif operator == "-":
-        result = a - b
-    elif operator == "*":
-        result = a * b
-    elif operator in ("/", "//"):
-        if isinstance(b, (int, float)) and b == 0:
-            raise BindError("division by zero", code="PF0306")
-        if operator == "//":
-            result = a // b
-        elif isinstance(a, float) or isinstance(b, float):
-            result = a / b
-        else:
-            exact = divide(a, b)
-            if exact is None and (isinstance(a, Polynomial) or isinstance(b, Polynomial)):
-                raise BindError(
-                    f"{a} is not divisible by {b}", code="PF0306", help="`//` divides and rounds down"
-                )
-            result = a / b if exact is None else exact
-    elif isinstance(a, Polynomial) or isinstance(b, Polynomial):
-        raise BindError("powers of symbolic sizes are not supported", code="PF0306")
-    else:
-        try:
-            result = (
-                math.pow(a, b) if isinstance(a, float) or isinstance(b, float) or b < 0 else a ** min(b, 64)
-            )
-        except (ValueError, OverflowError, ZeroDivisionError):
-            raise BindError(f"{a} ^ {b} is no number", code="PF0306") from None
-    if isinstance(result, (int, float)) and abs(result) > LARGEST:
+            raise BindError(f"`{operator}` works on numbers, tensors and blocks, not on {describe(v)}", code="PF0301")
+    result = _compute(operator, a, b)
+    if isinstance(result, (int, float)) and not abs(result) <= LARGEST:
         raise BindError(f"{result:.3g} is too large to be meant", code="PF0315")
     return result
 
 
-def numeric_call(cls: type[Elementwise], arguments: Sequence[Any]) -> Any:
+def _compute(operator: str, a: Any, b: Any) -> Number:
+    symbolic = isinstance(a, Polynomial) or isinstance(b, Polynomial)
+    if symbolic and (isinstance(a, float) or isinstance(b, float) or operator == "^"):
+        raise BindError(f"`{operator}` can't be worked out for the symbolic sizes {a} and {b}", code="PF0306")
+    if operator == "+":
+        return a + b
+    if operator == "-":
+        return a - b
+    if operator == "*":
+        return a * b
+    if operator == "^":
+        return _power(a, b)
+    if not isinstance(b, Polynomial) and b == 0:
+        raise BindError("division by zero", code="PF0306")
+    if operator == "//":
+        return a // b
+    if isinstance(a, float) or isinstance(b, float):
+        return a / b
+    exact = divide(a, b)
+    if exact is None:
+        raise BindError(
+            f"{a} is not divisible by {b}", code="PF0306", help="`//` rounds down; for a fraction write one as 1.0"
+        )
+    return exact
+
+
+def _power(a: int | float, b: int | float) -> int | float:
+    if a == 0 and b < 0:
+        raise BindError("division by zero", code="PF0306")
+    if a < 0 and not float(b).is_integer():
+        raise BindError(f"{a} ^ {b} is no real number", code="PF0306")
+    # By logarithms first: 10 ^ 10 ^ 10 must not be computed to be found too large.
+    if a != 0 and b * math.log2(abs(a)) > 60:
+        raise BindError(f"{a} ^ {b} is too large to be meant", code="PF0315")
+    return a**b
+
+
+def numeric_call(cls: type[Elementwise], arguments: Sequence[Any]) -> float:
     """An elementwise op on numbers: `sqrt(d)`. Raises: BindError where the result is no number."""
     with np.errstate(all="ignore"):
         value = float(cls.function(*(np.float64(a) for a in arguments)))

@@ -10,6 +10,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from .ir import Init, Value
 from .ops.contract import Op
+from .ops.elementwise import Elementwise
 from .parameters import INITS
 from .size import Polynomial
 from .types import Dim
@@ -19,14 +20,21 @@ from .values import Block, Outputs, describe, is_number
 class BindError(Exception):
     """The arguments don't fit. `argument` is its index, or its keyword, where one is to blame."""
 
-    def __init__(self, message: str, argument: int | str | None = None, *, code: str = "PF0302",
-                 help: str | None = None, choices: Sequence[str] = ()) -> None:  # fmt: skip
+    def __init__(
+        self,
+        message: str,
+        argument: int | str | None = None,
+        *,
+        code: str = "PF0302",
+        help: str | None = None,
+        choices: Sequence[str] = (),
+    ) -> None:
         super().__init__(message)
         self.argument, self.code, self.help, self.choices = argument, code, help, tuple(choices)
 
 
 @cache
-def attribute_types(cls: type[Op]) -> dict[str, Any]:
+def attribute_types(cls: Any) -> dict[str, Any]:
     hints = get_type_hints(cls)
     return {f.name: hints[f.name] for f in fields(cls)}
 
@@ -39,10 +47,15 @@ def signature(cls: type[Op]) -> str:
     return f"{cls.name}({', '.join(parts)})"
 
 
-def as_tensor(value: Any) -> Any:
-    """The value as a tensor or a block that makes one; None where it is neither."""
+def as_tensor(value: Any, cls: type[Op] | None = None) -> Any:
+    """The value as a tensor, or as a block that makes one; None where it is neither. Elementwise ops take
+    numbers too, as in `maximum(x, 0)`."""
     if isinstance(value, Outputs) and len(value.values) == 1:
         return next(iter(value.values.values()))
+    if cls is not None and issubclass(cls, Elementwise):
+        number = value.size if isinstance(value, Dim) else value
+        if is_number(number) and not isinstance(number, Polynomial):
+            return number
     return value if isinstance(value, (Value, Block)) else None
 
 
@@ -64,9 +77,10 @@ def to_init(value: Any) -> Init:
     if isinstance(value, Init):
         return value
     raise BindError(
-        f"expected an initialisation, got {describe(value)}", code="PF0303",
+        f"expected an initialisation, got {describe(value)}",
+        code="PF0303",
         help="one of " + ", ".join(f"{n}(..)" if k else n for n, k in INITS.items()),
-    )  # fmt: skip
+    )
 
 
 def coerce(value: Any, want: Any) -> Any:
@@ -135,29 +149,36 @@ def _assign(
     tensors = [t.rstrip("?") for t in cls.tensors]
     required = [t for t in cls.tensors if not t.endswith("?")]
     primary = tensors[0] if tensors and not whole else None
-    hints = attribute_types(cls)
+    hints: dict[str, Any] = attribute_types(cls)  # type: ignore[arg-type]
     order = [t for t in tensors if t != primary] + list(hints)
     if len(positional) > len(order):
-        raise BindError(
-            f"`{cls.name}` takes at most {len(order)} arguments here", len(order), help=signature(cls)
-        )
+        raise BindError(f"`{cls.name}` takes at most {len(order)} arguments here", len(order), help=signature(cls))
     given: dict[str, tuple[int | str, Any]] = {}
     for i, value in enumerate(positional):
         given[order[i]] = (i, value)
     for key, value in keywords.items():
         if key not in tensors and key not in hints:
-            raise BindError(f"`{cls.name}` has no argument `{key}`", key, code="PF0224", help=signature(cls),
-                            choices=[*tensors, *hints])  # fmt: skip
+            raise BindError(
+                f"`{cls.name}` has no argument `{key}`",
+                key,
+                code="PF0224",
+                help=signature(cls),
+                choices=[*tensors, *hints],
+            )
         if key in given or key == primary:
             raise BindError(f"`{key}` is given twice", key)
         given[key] = (key, value)
     found: dict[str, Any] = {}
     for t in tensors:
         if t in given:
-            tensor = as_tensor(given[t][1])
+            tensor = as_tensor(given[t][1], cls)
             if tensor is None:
-                raise BindError(f"`{t}` of `{cls.name}` must be a tensor or a block, got {describe(given[t][1])}",
-                                given[t][0], code="PF0301", help=signature(cls))  # fmt: skip
+                raise BindError(
+                    f"`{t}` of `{cls.name}` must be a tensor or a block, got {describe(given[t][1])}",
+                    given[t][0],
+                    code="PF0301",
+                    help=signature(cls),
+                )
             found[t] = tensor
     missing = [t for t in required if t not in found and t != primary]
     if missing:

@@ -166,6 +166,14 @@ class Builder:
         self.origin = Origin()
         self._names: dict[str, int] = {}
 
+    @staticmethod
+    def beside(graph: Graph) -> Builder:
+        """A builder of nodes that are to join a graph: the graph's names are taken."""
+        b = Builder(graph.name, stream=graph.stream)
+        names = [v.name for v in graph.inputs] + [v.name for n in graph.nodes for v in n.outputs]
+        b._names = dict.fromkeys(names, 1)
+        return b
+
     def fresh(self, hint: str) -> str:
         """A name not used yet in this graph."""
         n = self._names.get(hint, 0)
@@ -233,11 +241,21 @@ def copy(graph: Graph) -> Graph:
     nodes = []
     for n in graph.nodes:
         outputs = tuple(replace(v) for v in n.outputs)
-        nodes.append(replace(n, inputs=tuple(mapping[v] for v in n.inputs), outputs=outputs,
-                             region=copy(n.region) if n.region else None))  # fmt: skip
+        nodes.append(
+            replace(
+                n,
+                inputs=tuple(mapping[v] for v in n.inputs),
+                outputs=outputs,
+                region=copy(n.region) if n.region else None,
+            )
+        )
         mapping.update(zip(n.outputs, outputs))
-    outputs = {k: mapping[v] for k, v in graph.outputs.items()}
-    return replace(graph, inputs=tuple(mapping[v] for v in graph.inputs), nodes=tuple(nodes), outputs=outputs)
+    return replace(
+        graph,
+        inputs=tuple(mapping[v] for v in graph.inputs),
+        nodes=tuple(nodes),
+        outputs={k: mapping[v] for k, v in graph.outputs.items()},
+    )
 
 
 def bind(graph: Graph, env: Mapping[str, Any]) -> Graph:

@@ -9,6 +9,7 @@ values are drawn from (seed, logical name) alone, so that every grouping starts 
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from itertools import product
@@ -101,4 +102,4 @@ def initial(parameters: Iterable[Parameter], seed: int = 0) -> dict[str, np.ndar
 
 def count(graph: Graph) -> int:
     """How many numbers a graph's parameters hold, without allocating them."""
-    return sum(int(np.prod([int(s) for s in p.type.sizes], dtype=object)) for p in graph.parameters)  # type: ignore[arg-type]
+    return sum(math.prod(p.type.shape({})) for p in graph.parameters)

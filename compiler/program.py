@@ -60,8 +60,14 @@ def program(spec: Spec) -> Program:
     """Reads and checks the `train` section. Raises: SpecError."""
     train = spec.train
     if train is None:
-        raise SpecError(Diagnostic("PF0500", f"`{spec.name}` has no training program", Span(spec.source, 0, 1),
-                                   help="add a `train:` section with data, loss and optimizer"))  # fmt: skip
+        raise SpecError(
+            Diagnostic(
+                "PF0500",
+                f"`{spec.name}` has no training program",
+                Span(spec.source, 0, 1),
+                help="add a `train:` section with data, loss and optimizer",
+            )
+        )
     for key in _LATER:
         if key in train.values:
             raise SpecError(Diagnostic("PF0510", f"`train.{key}` is not supported yet", train.spans[key]))
@@ -89,8 +95,14 @@ def program(spec: Spec) -> Program:
         precision=dict(spec.precision.values) if spec.precision else {},
     )
     if made.batch % made.accumulate:
-        raise SpecError(Diagnostic("PF0503", f"a batch of {made.batch} can't be split into {made.accumulate} equal parts",
-                                   train.spans["accumulate"], help="`batch` must be a multiple of `accumulate`"))  # fmt: skip
+        raise SpecError(
+            Diagnostic(
+                "PF0503",
+                f"a batch of {made.batch} can't be split into {made.accumulate} equal parts",
+                train.spans["accumulate"],
+                help="`batch` must be a multiple of `accumulate`",
+            )
+        )
     return made
 
 
@@ -124,8 +136,14 @@ def _update(
     for selector in params:
         if not any(selects(selector, p) for p in loss.parameters):
             known = [*spec.graphs, *(p.path for p in loss.parameters)]
-            raise SpecError(Diagnostic("PF0504", f"`{selector}` selects no parameter of this loss",
-                                       train.spans[place + "params"], help=did_you_mean(selector, known)))  # fmt: skip
+            raise SpecError(
+                Diagnostic(
+                    "PF0504",
+                    f"`{selector}` selects no parameter of this loss",
+                    train.spans[place + "params"],
+                    help=did_you_mean(selector, known),
+                )
+            )
     return Update(name, loss, optimizer, params, one.get("repeat", 1))
 
 
@@ -143,7 +161,13 @@ def _fields(spec: Spec, data: Recipe) -> dict[str, TensorType]:
         declared = [g.inputs[name] for g in spec.graphs.values() if name in g.inputs]
         if not declared:
             known = [k for g in spec.graphs.values() for k in g.inputs]
-            raise SpecError(Diagnostic("PF0502", f"no graph has an input `{name}`, so its type is unknown", data.span,
-                                       help=did_you_mean(name, known)))  # fmt: skip
+            raise SpecError(
+                Diagnostic(
+                    "PF0502",
+                    f"no graph has an input `{name}`, so its type is unknown",
+                    data.span,
+                    help=did_you_mean(name, known),
+                )
+            )
         found[name] = Elaborator(spec, "train", None).declared(declared[0])
     return found

@@ -10,7 +10,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Union
 
 
 @dataclass(frozen=True, order=True)
@@ -30,7 +29,7 @@ class FloorDiv:
         return f"({self.numerator})//{_wrap(self.denominator)}"
 
 
-Atom = Union[Symbol, FloorDiv]
+Atom = Symbol | FloorDiv
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ class Polynomial:
         return Polynomial.of({(FloorDiv(numerator, self),): 1})
 
 
-Size = Union[int, Polynomial]
+Size = int | Polynomial
 
 
 def symbol(name: str) -> Polynomial:

@@ -22,8 +22,18 @@ DTYPES: dict[str, Any] = {
     "u8": np.uint8,
     "bool": np.bool_,
 }
-WORDS = {"float": "f32", "int": "i32", "float32": "f32", "float64": "f64", "bfloat16": "bf16", "float16": "f16",
-         "int32": "i32", "int64": "i64", "int8": "i8", "uint8": "u8"}  # fmt: skip
+WORDS = {
+    "float": "f32",
+    "int": "i32",
+    "float32": "f32",
+    "float64": "f64",
+    "bfloat16": "bf16",
+    "float16": "f16",
+    "int32": "i32",
+    "int64": "i64",
+    "int8": "i8",
+    "uint8": "u8",
+}
 
 
 class TypeMismatch(Exception):
@@ -32,9 +42,7 @@ class TypeMismatch(Exception):
     `code` is the stable diagnostic code, `help` what to do about it.
     """
 
-    def __init__(
-        self, message: str, *, code: str = "PF0310", help: str | None = None, label: str = ""
-    ) -> None:
+    def __init__(self, message: str, *, code: str = "PF0310", help: str | None = None, label: str = "") -> None:
         super().__init__(message)
         self.code, self.help, self.label = code, help, label
 
@@ -90,9 +98,7 @@ class TensorType:
     def parse(text: str) -> TensorType:
         dtype, _, rest = text.partition("[")
         inner = rest.rstrip().removesuffix("]")
-        return TensorType(
-            dtype.strip(), tuple(Dim.parse(p) for p in inner.split(",")) if inner.strip() else ()
-        )
+        return TensorType(dtype.strip(), tuple(Dim.parse(p) for p in inner.split(",")) if inner.strip() else ())
 
     @property
     def rank(self) -> int:

@@ -71,8 +71,14 @@ def _choose(spec: Spec, graph: str | None) -> GraphDef:
         return spec.graphs[graph]
     span = spec.spans.get("graphs") or Span(spec.source, 0, 1)
     names = ", ".join(spec.graphs)
-    raise SpecError(Diagnostic("PF0207", f"no graph `{graph}`" if graph else "this spec has several graphs", span,
-                               help=(did_you_mean(graph, spec.graphs) if graph else None) or f"one of {names}"))  # fmt: skip
+    raise SpecError(
+        Diagnostic(
+            "PF0229",
+            f"no graph `{graph}`" if graph else "this spec has several graphs",
+            span,
+            help=(did_you_mean(graph, spec.graphs) if graph else None) or f"one of {names}",
+        )
+    )
 
 
 @contextmanager
@@ -80,5 +86,11 @@ def _bounded(span: Span) -> Iterator[None]:
     try:
         yield
     except RecursionError:
-        raise SpecError(Diagnostic("PF0333", "blocks are nested too deeply", span,
-                                   help="a block that uses itself, even through its arguments, never ends")) from None  # fmt: skip
+        raise SpecError(
+            Diagnostic(
+                "PF0333",
+                "blocks are nested too deeply",
+                span,
+                help="a block that uses itself, even through its arguments, never ends",
+            )
+        ) from None

@@ -22,7 +22,7 @@ from planform.spec import (
 from ..binding import BindError, bind
 from ..ir import Argument, Builder, Origin, Value, free_values, substitute
 from ..ops.control import Repeat
-from ..ops.elementwise import Neg
+from ..ops.elementwise import Neg, number
 from ..parameters import slice_text
 from ..size import symbol
 from ..types import WORDS, Dim, TensorType, TypeMismatch
@@ -40,6 +40,7 @@ from ..values import (
     Pipe,
     Repeated,
     describe,
+    is_number,
 )
 from .context import Env, Frame, Region
 from .expressions import TENSOR_OPS, Expressions
@@ -149,6 +150,8 @@ class Elaborator(Expressions):
                 given = tensors.get(t.rstrip("?"), x if t.rstrip("?") == primary else None)
                 if isinstance(given, Block):
                     given = self.apply(given, x)
+                elif is_number(given):
+                    given = number(self.builder, given)
                 if given is not None:
                     inputs.append(given)
             try:
@@ -277,13 +280,22 @@ class Elaborator(Expressions):
         g = self.spec.graphs[use.graph]
         names = list(g.inputs)
         if len(positional) > len(names):
-            raise self.error("PF0302", f"graph `{g.name}` takes {len(names)} inputs, {len(positional)} given", expr.span,
-                             notes=[Note("defined here", g.span)])  # fmt: skip
+            raise self.error(
+                "PF0302",
+                f"graph `{g.name}` takes {len(names)} inputs, {len(positional)} given",
+                expr.span,
+                notes=[Note("defined here", g.span)],
+            )
         given = dict(zip(names, positional))
         for key, value in keywords.items():
             if key not in names:
-                raise self.error("PF0204", f"graph `{g.name}` has no input `{key}`", self.argument_span(expr, key),
-                                 help=did_you_mean(key, names), notes=[Note("defined here", g.span)])  # fmt: skip
+                raise self.error(
+                    "PF0224",
+                    f"graph `{g.name}` has no input `{key}`",
+                    self.argument_span(expr, key),
+                    help=did_you_mean(key, names),
+                    notes=[Note("defined here", g.span)],
+                )
             given[key] = value
         missing = [n for n in names if n not in given]
         if missing:
@@ -302,7 +314,7 @@ class Elaborator(Expressions):
             if value is None or [value.type.dtype, value.type.rank] != [want.dtype, want.rank]:
                 raise self.error("PF0314", f"input `{key}` of graph `{name}` is {want}, got {describe(value)}", span)
         if name in self.trail_graphs:
-            raise self.error("PF0206", f"graph `{name}` calls itself", span)
+            raise self.error("PF0223", f"graph `{name}` calls itself", span)
         path, frames, trail, base = self.path, self.frames, self.trail, self.base
         # A graph owns its parameters: they stand under its name, wherever it is called from.
         self.path, self.frames, self.trail = [name], [Frame()], [*trail, name]
@@ -346,6 +358,6 @@ class Elaborator(Expressions):
             found[name] = self.tensor(v, g.body.statements[-1].value)
         if not found:
             raise self.error(
-                "PF0208", f"graph `{g.name}` names no output", g.span, help="end its body with `name = ..`"
+                "PF0226", f"graph `{g.name}` names no output", g.span, help="end its body with `name = ..`"
             )
         return Outputs(g.name, found)

@@ -139,8 +139,12 @@ class Context:
         """Adds a node at the current path. Raises: SpecError where the op refuses its inputs."""
         self.emitted += 1
         if self.emitted > _MOST_NODES:
-            raise self.error("PF0330", f"this model has over {_MOST_NODES} ops", span,
-                             help="write equal layers as `layer ^ n` or `cycle([..], n)`: they stay one region")  # fmt: skip
+            raise self.error(
+                "PF0330",
+                f"this model has over {_MOST_NODES} ops",
+                span,
+                help="write equal layers as `layer ^ n` or `cycle([..], n)`: they stay one region",
+            )
         path = ".".join([*self.path, *([element] if element else [])])
         self.builder.origin = Origin(path, str(self.in_spec(span)))
         try:
@@ -185,8 +189,12 @@ class Context:
             if "document" in reads:  # masks count from the start of the axis and know one document
                 if op.name == "attend":
                     return []
-                raise self.error("PF0331", f"`{op.name}` works along the sequence axis, and {x} has none", span,
-                                 help="name it with `stream:` in the graph")  # fmt: skip
+                raise self.error(
+                    "PF0331",
+                    f"`{op.name}` works along the sequence axis, and {x} has none",
+                    span,
+                    help="name it with `stream:` in the graph",
+                )
             return [self.emit(Iota(x.dims[:-2]), span=span, element="position")]
         if op.name in ("attend", "rope") and axis != x.rank - 3:
             raise self.error(

@@ -78,7 +78,7 @@ class Expressions(Context):
         if name in INITS:
             return Init(name)
         if name == "in":
-            raise self.error("PF0205", "`in` means something only inside a block: its input's last dim", node.span)
+            raise self.error("PF0228", "`in` means something only inside a block: its input's last dim", node.span)
         known = [
             *env.names,
             *spec.dims,
@@ -89,7 +89,7 @@ class Expressions(Context):
             *INITS,
             *self.symbols,
         ]
-        raise self.error("PF0203", f"unknown name `{name}`", node.span, help=did_you_mean(name, known))
+        raise self.error("PF0220", f"unknown name `{name}`", node.span, help=did_you_mean(name, known))
 
     @property
     def symbols(self) -> set[str]:
@@ -129,14 +129,14 @@ class Expressions(Context):
             case ast.ListExpr(items=items):
                 return [self.value(i, env) for i in items]
             case ast.Negate(operand=inner):
-                v = self.value(inner, env)
-                if isinstance(v, Dim):
-                    v = v.size
-                if is_number(v):
-                    return -v
-                if isinstance(v, Block):
-                    return Negated(v, span=expr.span)
-                return self.emit(Neg(), self.tensor(v, inner), span=expr.span)
+                operand = self.value(inner, env)
+                if isinstance(operand, Dim):
+                    operand = operand.size
+                if is_number(operand):
+                    return -operand
+                if isinstance(operand, Block):
+                    return Negated(operand, span=expr.span)
+                return self.emit(Neg(), self.tensor(operand, inner), span=expr.span)
             case ast.Binary():
                 return self.binary(expr, env)
             case ast.Attribute():
@@ -155,8 +155,14 @@ class Expressions(Context):
         if isinstance(value, Outputs):
             if len(value.values) == 1:
                 return next(iter(value.values.values()))
-            raise self.error("PF0304", f"graph `{value.graph}` has several outputs: choose one", expr.span,
-                             help=" or ".join(f"`.{n}`" for n in value.values))  # fmt: skip
+            raise self.error(
+                "PF0304",
+                f"graph `{value.graph}` has several outputs: choose one",
+                expr.span,
+                help=" or ".join(f"`.{n}`" for n in value.values),
+            )
+        if isinstance(value, Dim):
+            value = value.size
         if is_number(value) and not isinstance(value, Polynomial):
             self.builder.origin = Origin(".".join(self.path), str(expr.span))
             return number(self.builder, value)
@@ -202,8 +208,8 @@ class Expressions(Context):
         if isinstance(left, (Value, Outputs)) or isinstance(right, (Value, Outputs)):
             if op not in TENSOR_OPS:
                 raise self.error("PF0301", f"`{op}` works on numbers, not on tensors", expr.operator_span)
-            a, b = self.tensor(left, expr.left), self.tensor(right, expr.right)
-            return self.emit(TENSOR_OPS[op](), a, b, span=expr.span)
+            x, y = self.tensor(left, expr.left), self.tensor(right, expr.right)
+            return self.emit(TENSOR_OPS[op](), x, y, span=expr.span)
         try:
             return arithmetic(op, left, right)
         except BindError as e:
@@ -214,16 +220,24 @@ class Expressions(Context):
             value = value.size
         if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 100_000:
             return value
-        raise self.error("PF0305", f"a block is repeated a whole number of times, not {describe(value)}", expr.span,
-                         notes=self.sizes_in(expr))  # fmt: skip
+        raise self.error(
+            "PF0305",
+            f"a block is repeated a whole number of times, not {describe(value)}",
+            expr.span,
+            notes=self.sizes_in(expr),
+        )
 
     def attribute(self, expr: ast.Attribute, env: Env) -> Any:
         value = self.value(expr.value, env)
         if not isinstance(value, Outputs):
             raise self.error("PF0304", f"only a graph's outputs have names, this is {describe(value)}", expr.span)
         if expr.name not in value.values:
-            raise self.error("PF0204", f"graph `{value.graph}` has no output `{expr.name}`", expr.name_span,
-                             help=did_you_mean(expr.name, value.values) or "it has " + ", ".join(value.values))  # fmt: skip
+            raise self.error(
+                "PF0225",
+                f"graph `{value.graph}` has no output `{expr.name}`",
+                expr.name_span,
+                help=did_you_mean(expr.name, value.values) or "it has " + ", ".join(value.values),
+            )
         return value.values[expr.name]
 
     # ---- calls ----
@@ -262,8 +276,9 @@ class Expressions(Context):
         return expr.span
 
     def initialisation(self, expr: ast.Call, function: Init, positional: list[Any]) -> Init:
-        numbers = [v.size if isinstance(v, Dim) else v for v in positional]
-        if len(numbers) > INITS[function.name] or not all(is_number(v) for v in numbers):
+        numbers: list[Any] = [v.size if isinstance(v, Dim) else v for v in positional]
+        plain = all(is_number(v) and not isinstance(v, Polynomial) for v in numbers)
+        if len(numbers) > INITS[function.name] or not plain:
             raise self.error("PF0302", f"`{function.name}` takes at most {INITS[function.name]} numbers", expr.span)
         return Init(function.name, tuple(float(v) for v in numbers))
 
@@ -273,20 +288,29 @@ class Expressions(Context):
         d = use.definition
         names = [p.name for p in d.parameters]
         if len(positional) > len(names):
-            raise self.error("PF0302", f"block `{d.name}` takes {len(names)} arguments, {len(positional)} given",
-                             self.argument_span(expr, len(names)), notes=[Note("defined here", d.span)])  # fmt: skip
+            raise self.error(
+                "PF0302",
+                f"block `{d.name}` takes {len(names)} arguments, {len(positional)} given",
+                self.argument_span(expr, len(names)),
+                notes=[Note("defined here", d.span)],
+            )
         given = dict(zip(names, positional))
         for key, value in keywords.items():
             if key not in names:
-                raise self.error("PF0204", f"block `{d.name}` has no argument `{key}`", self.argument_span(expr, key),
-                                 help=did_you_mean(key, names), notes=[Note("defined here", d.span)])  # fmt: skip
+                raise self.error(
+                    "PF0224",
+                    f"block `{d.name}` has no argument `{key}`",
+                    self.argument_span(expr, key),
+                    help=did_you_mean(key, names),
+                    notes=[Note("defined here", d.span)],
+                )
             if key in given:
                 raise self.error("PF0302", f"`{key}` is given twice", self.argument_span(expr, key))
             given[key] = value
         return Composite(d, {**use.arguments, **given}, span=expr.span)
 
     def bind_op(self, expr: ast.Call, use: OpUse, positional: list[Any], keywords: dict[str, Any]) -> Any:
-        if not keywords and issubclass(use.cls, Elementwise) and positional:
+        if not keywords and issubclass(use.cls, Elementwise) and len(positional) == len(use.cls.tensors):
             plain = [v.size if isinstance(v, Dim) else v for v in positional]
             if all(is_number(v) and not isinstance(v, Polynomial) for v in plain):
                 return numeric_call(use.cls, plain)
@@ -311,8 +335,12 @@ class Expressions(Context):
     def cycle(self, expr: ast.Call, env: Env) -> Block:
         values = [self.value(a.value, env) for a in expr.arguments]
         if len(values) != 2 or not isinstance(values[0], list) or not values[0]:
-            raise self.error("PF0302", "`cycle` takes a list of blocks and how many layers there are", expr.span,
-                             help="cycle([layer(window), layer(none)], layers)")  # fmt: skip
+            raise self.error(
+                "PF0302",
+                "`cycle` takes a list of blocks and how many layers there are",
+                expr.span,
+                help="cycle([layer(window), layer(none)], layers)",
+            )
         items = expr.arguments[0].value
         spans = [i.span for i in items.items] if isinstance(items, ast.ListExpr) else [items.span] * len(values[0])
         bodies = tuple(self.block(v, s) for v, s in zip(values[0], spans))

@@ -44,7 +44,11 @@ class Elementwise(Op):
         types = [TensorType("f32", dims)]
         for _ in cls.tensors[1:]:
             keep = [d for d in dims if rng.random() < 0.7]
-            types.append(TensorType("f32", tuple(rng.permutation(len(keep)).tolist() and [keep[i] for i in rng.permutation(len(keep))])))  # fmt: skip
+            types.append(
+                TensorType(
+                    "f32", tuple(rng.permutation(len(keep)).tolist() and [keep[i] for i in rng.permutation(len(keep))])
+                )
+            )
         return cls(), [(t, floats(rng, t, *cls.domain)) for t in types]
 
 
@@ -54,9 +58,15 @@ def _define(
     cls = type(
         name.title().replace("_", ""),
         (Elementwise,),
-        {"name": name, "__doc__": doc, "function": staticmethod(function), "tensors": tensors,
-         "__module__": __name__, **extra},
-    )  # fmt: skip
+        {
+            "name": name,
+            "__doc__": doc,
+            "function": staticmethod(function),
+            "tensors": tensors,
+            "__module__": __name__,
+            **extra,
+        },
+    )
     return register(dataclass(frozen=True)(cls))
 
 
@@ -123,9 +133,7 @@ class Where(Elementwise):
         from .sampling import floats, random_dims
 
         t = TensorType("f32", random_dims(rng, 2))
-        return cls(), [(t.with_dtype("bool"), rng.random(t.shape({})) < 0.5)] + [
-            (t, floats(rng, t)) for _ in range(2)
-        ]
+        return cls(), [(t.with_dtype("bool"), rng.random(t.shape({})) < 0.5)] + [(t, floats(rng, t)) for _ in range(2)]
 
 
 @register
@@ -143,9 +151,11 @@ class Cast(Elementwise):
 
     def reference(self, at: At, *arrays: np.ndarray) -> np.ndarray:
         # Floats stay float64 in the reference: only the change of kind is meaning, rounding is not.
-        return arrays[0] if at.outputs[0].is_float and at.inputs[0].is_float else np.asarray(
-            arrays[0], np.float64 if at.outputs[0].is_float else at.outputs[0].numpy
-        )  # fmt: skip
+        return (
+            arrays[0]
+            if at.outputs[0].is_float and at.inputs[0].is_float
+            else np.asarray(arrays[0], np.float64 if at.outputs[0].is_float else at.outputs[0].numpy)
+        )
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> tuple[Op, list[Any]]:

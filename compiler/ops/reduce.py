@@ -28,9 +28,7 @@ class Reduce(Op):
         for d in self.over:
             if d.name is None:
                 if not x.rank or x.dims[-1] != d:
-                    raise TypeMismatch(
-                        f"`{self.name}` over an unnamed dim takes the last one, {x} has no {d}"
-                    )
+                    raise TypeMismatch(f"`{self.name}` over an unnamed dim takes the last one, {x} has no {d}")
                 found.append(x.rank - 1)
                 continue
             axis = x.axis(d.name)

@@ -100,7 +100,7 @@ class Last(Op):
 
         x = TensorType("f32", (Dim("batch", 3), Dim("time", int(rng.integers(1, 5))), Dim("d", 2)))
         c = TensorType("i32", (Dim("batch", 3),))
-        return cls(), [(x, floats(rng, x)), (c, integers(rng, c, 1, int(x.sizes[1]) + 1))]
+        return cls(), [(x, floats(rng, x)), (c, integers(rng, c, 1, x.shape({})[1] + 1))]
 
 
 @register

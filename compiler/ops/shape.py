@@ -22,9 +22,7 @@ def parse_pattern(pattern: str) -> tuple[list[list[str]], list[list[str]]]:
     """
     sides = pattern.split("->")
     if len(sides) != 2:
-        raise TypeMismatch(
-            f'"{pattern}" is no shape pattern', code="PF0316", help='as in "b t (h d) -> b h t d"'
-        )
+        raise TypeMismatch(f'"{pattern}" is no shape pattern', code="PF0316", help='as in "b t (h d) -> b h t d"')
     out = []
     for side in sides:
         groups: list[list[str]] = []
@@ -67,9 +65,7 @@ class Rearrange(Op):
             if len(group) == 1:
                 named = known.get(group[0])
                 if named and named.size != d.size:
-                    raise TypeMismatch(
-                        f"`{named.name}` is {named.size}, that axis of {x} has {d.size}", code="PF0312"
-                    )
+                    raise TypeMismatch(f"`{named.name}` is {named.size}, that axis of {x} has {d.size}", code="PF0312")
                 split.append(named or d)
                 names.append(group[0])
                 continue
@@ -78,8 +74,11 @@ class Rearrange(Op):
                 rest = divide(rest, known[n].size) if n in known and rest is not None else rest
             unknown = [n for n in group if n not in known]
             if rest is None or len(unknown) > 1 or (not unknown and rest != 1):
-                raise TypeMismatch(f'can\'t split {d} as "({" ".join(group)})"', code="PF0316",
-                                   help="all names of a group but one must be dims, and divide the size")  # fmt: skip
+                raise TypeMismatch(
+                    f'can\'t split {d} as "({" ".join(group)})"',
+                    code="PF0316",
+                    help="all names of a group but one must be dims, and divide the size",
+                )
             split += [known.get(n) or Dim(n, rest) for n in group]
             names += group
         order = [names.index(n) for g in right for n in g]
@@ -88,10 +87,10 @@ class Rearrange(Op):
             if len(g) == 1:
                 merged.append(split[names.index(g[0])])
             else:
-                n: Size = 1
+                size: Size = 1
                 for part in g:
-                    n = n * split[names.index(part)].size
-                merged.append(Dim(None, n))
+                    size = size * split[names.index(part)].size
+                merged.append(Dim(None, size))
         return split, order, merged
 
     def infer(self, *inputs: TensorType) -> TensorType:
@@ -99,7 +98,8 @@ class Rearrange(Op):
 
     def reference(self, at: At, *arrays: np.ndarray) -> np.ndarray:
         split, order, _ = self.plan(at.inputs[0])
-        return arrays[0].reshape([d.size for d in split]).transpose(order).reshape(at.outputs[0].shape({}))
+        shape = at.inputs[0].with_dims(split).shape({})
+        return arrays[0].reshape(shape).transpose(order).reshape(at.outputs[0].shape({}))
 
     def cost(self, *inputs: TensorType) -> Cost:
         return Cost(0, 2 * inputs[0].elements)

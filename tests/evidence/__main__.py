@@ -37,8 +37,14 @@ def main() -> int:
             traceback.print_exc()
             figure, holds = f"{type(e).__name__}: {e}", False
         short += not holds
-        line = {"row": r.name, "aim": r.aim, "figure": figure, "holds": bool(holds), "command": r.command,
-                "seconds": round(time.monotonic() - start, 1)}  # fmt: skip
+        line = {
+            "row": r.name,
+            "aim": r.aim,
+            "figure": figure,
+            "holds": bool(holds),
+            "command": r.command,
+            "seconds": round(time.monotonic() - start, 1),
+        }
         print(json.dumps(line), flush=True)
     return 1 if short else 0
 

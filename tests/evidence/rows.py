@@ -28,7 +28,9 @@ class Row:
 _ROWS: dict[tuple[str, str], Row] = {}
 
 
-def row(topic: str, name: str, aim: str, minutes: float = 1) -> Callable[[Callable[[], Outcome]], Callable[[], Outcome]]:
+def row(
+    topic: str, name: str, aim: str, minutes: float = 1
+) -> Callable[[Callable[[], Outcome]], Callable[[], Outcome]]:
     """Registers a function that measures one claim; `minutes` is how long it takes on two cores."""
 
     def register(measure: Callable[[], Outcome]) -> Callable[[], Outcome]:

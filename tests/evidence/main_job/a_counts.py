@@ -20,7 +20,10 @@ def counts() -> tuple[Any, bool]:
     for size, want in OUTSIDE_EMBEDDING.items():
         start = time.monotonic()
         done = subprocess.run(
-            [sys.executable, "-m", "planform", "show", f"gemma2@{size}", "--json"], capture_output=True, text=True, check=True
+            [sys.executable, "-m", "planform", "show", f"gemma2@{size}", "--json"],
+            capture_output=True,
+            text=True,
+            check=True,
         )
         seconds = time.monotonic() - start
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
