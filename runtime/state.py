@@ -1,0 +1,99 @@
+"""The state of a run: parameters, the optimizers' states, and how far it got.
+
+On disk it is a flat mapping of names: `parameters/lm.layer[0:4:2].query.weight`, `train/adam/mu/lm.layer[0:4:2]...`,
+`train/rate/count`. The last part of a name says which layers an array holds, so a state that was saved under one
+grouping of layers, on one mesh, is read under another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from planform.compiler.parameters import gather, scatter
+
+from .checkpoint import Checkpoints, read_arrays, read_meta
+from .errors import UserError
+
+PARAMETERS = "parameters"
+
+
+@dataclass(frozen=True)
+class State:
+    """parameters  stored arrays by name
+    optimizers  the optax state of each update, by the update's name
+    step        how many steps were done
+    """
+
+    parameters: dict[str, jax.Array]
+    optimizers: dict[str, Any]
+    step: int = 0
+
+    def named(self) -> dict[str, Any]:
+        """Every array under its name on disk."""
+        return _flat({PARAMETERS: self.parameters, **self.optimizers})[0]
+
+
+def parameter_name(name: str) -> str | None:
+    """The stored parameter that an array of a checkpoint is; None for an optimizer's."""
+    head, _, rest = name.partition("/")
+    return rest if head == PARAMETERS else None
+
+
+def restore(
+    checkpoints: Checkpoints, folder: Path, step: int, like: State, check: Callable[[Mapping[str, Any]], None]
+) -> State:
+    """The state of a checkpoint, bit for bit, grouped and placed as `like` is.
+
+    check  looks at what was saved with it. Raises: UserError when it doesn't fit.
+    """
+    meta = read_meta(folder, step)
+    check(meta)
+    flat, tree = _flat({PARAMETERS: like.parameters, **like.optimizers})
+    if set(meta["arrays"]) == set(flat):
+        shapes = {n: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding) for n, a in flat.items()}
+        found, _ = checkpoints.restore(step, shapes)
+    else:
+        found = _regrouped(read_arrays(folder, step), flat)
+    both = jax.tree.unflatten(tree, [found[name] for name in flat])
+    return State(both.pop(PARAMETERS), both, step)
+
+
+def place(get: Callable[[tuple[slice, ...]], np.ndarray], like: jax.Array) -> jax.Array:
+    """An array shaped and placed as `like`, from a function that gives its parts."""
+    return jax.make_array_from_callback(like.shape, like.sharding, get)
+
+
+def _flat(tree: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
+    leaves, structure = jax.tree_util.tree_flatten_with_path(dict(tree))
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}, structure
+
+
+def _regrouped(found: Mapping[str, np.ndarray], like: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """Arrays saved under another grouping of layers, as `like` names, shapes and places them."""
+    logical: dict[str, np.ndarray] = {}
+    for name, array in found.items():
+        prefix, _, stored = name.rpartition("/")
+        logical.update({f"{prefix}/{n}": a for n, a in scatter({stored: array}).items()})
+    out = {}
+    for name, want in like.items():
+        prefix, _, stored = name.rpartition("/")
+        try:
+            array = gather(stored, lambda n, prefix=prefix: logical.pop(f"{prefix}/{n}"))  # type: ignore[misc]
+        except KeyError as missing:
+            raise UserError(f"the checkpoint has no {missing.args[0]}", help=_OTHER) from None
+        if array.shape != want.shape or array.dtype != want.dtype:
+            theirs, mine = f"{array.dtype}{list(array.shape)}", f"{want.dtype}{list(want.shape)}"
+            raise UserError(f"{name} is {theirs} in the checkpoint and {mine} in the model", help=_OTHER)
+        out[name] = place(array.__getitem__, want)
+    if logical:
+        raise UserError(f"the model has no {next(iter(logical))}, the checkpoint has", help=_OTHER)
+    return out
+
+
+_OTHER = "use the spec it was trained with, or another folder for this run"

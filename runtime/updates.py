@@ -1,0 +1,192 @@
+"""The updates of a training program as compiled functions: gradients, accumulation, the optimizer's step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from planform.backends.xla import Policy, Stored, initialise, lower, shardings, storage
+from planform.backends.xla.policy import DTYPES
+from planform.compiler.analyses.sharding import Rules, spec_for
+from planform.compiler.ir import Graph, Input
+from planform.compiler.program import Program, Update
+
+from .optimizer import Mask, Schedule, keep, mask, optimizer, schedule
+
+Arrays = dict[str, jax.Array]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where everything is: the mesh, which dims go along which of its axes, and how graphs are run."""
+
+    mesh: Mesh
+    rules: Rules
+    policy: Policy
+
+    def inputs(self, graph: Graph) -> dict[str, NamedSharding]:
+        """Where the data that a graph reads goes."""
+        return {
+            v.name: NamedSharding(self.mesh, PartitionSpec(*spec_for(v.type, self.rules, self.mesh.axis_names)))
+            for v in graph.of_kind(Input)
+        }
+
+
+class Updates:
+    """A program on a mesh. Its parameters are stored as the first update that has them stores them."""
+
+    def __init__(self, program: Program, layout: Layout) -> None:
+        self.program, self.layout = program, layout
+        self.storage: dict[str, Stored] = {}
+        self.shardings: dict[str, NamedSharding] = {}
+        self._owner: dict[str, Graph] = {}
+        covered: set[str] = set()
+        for update in program.updates:
+            places = shardings(update.loss, layout.policy, layout.mesh, layout.rules)
+            new = {n: s for n, s in storage(update.loss, layout.policy).items() if s.logical[0] not in covered}
+            self.storage.update(new)
+            self.shardings.update({n: places[n] for n in new})
+            self._owner.update(dict.fromkeys(new, update.loss))
+            covered.update(name for s in new.values() for name in s.logical)
+        self.each = tuple(OneUpdate(u, program, layout, self.storage, self.shardings) for u in program.updates)
+
+    def initialise(self, seed: int) -> Arrays:
+        """First values of all parameters."""
+        found: Arrays = {}
+        for graph in dict.fromkeys(self._owner.values()):
+            made = initialise(graph, self.layout.policy, seed, shardings(graph, *self._layout()))
+            found.update({n: a for n, a in made.items() if self._owner.get(n) is graph})
+        return found
+
+    def _layout(self) -> tuple[Policy, Mesh, Rules]:
+        return self.layout.policy, self.layout.mesh, self.layout.rules
+
+
+class OneUpdate:
+    """One loss with its optimizer.
+
+    initial(trained parameters) -> optimizer state
+    step(parameters, optimizer state, batch, number) -> (parameters, optimizer state, metrics); the first two are
+    donated. number is that of the update, from 1.
+    measure(parameters, batch) -> (loss * weight, weight): for means over several batches.
+    """
+
+    def __init__(
+        self,
+        update: Update,
+        program: Program,
+        layout: Layout,
+        stored: Mapping[str, Stored],
+        places: Mapping[str, NamedSharding],
+    ) -> None:
+        self.name, self.graph = update.name, update.loss
+        self.repeat = update.repeat
+        self._accumulate = program.accumulate
+        self._seed = program.seed
+        self._stored = stored
+        self._own = storage(update.loss, layout.policy)
+        self._run = lower(update.loss, layout.policy, layout.mesh if layout.mesh.size > 1 else None, layout.rules)
+        used = {name for s in self._own.values() for name in s.logical}
+        masks = {n: mask(update.params, s) for n, s in stored.items() if used.intersection(s.logical)}
+        self.trained: dict[str, Mask] = {n: m for n, m in masks.items() if m is not False}
+        updates = program.steps * update.repeat
+        self.transformation = optimizer(update.optimizer, stored, self.trained, updates)
+        self._rate: Schedule = schedule(update.optimizer.arguments["learning_rate"], updates)
+        self.inputs = layout.inputs(update.loss)
+        self._dtype = DTYPES[layout.policy.wide]
+        whole = NamedSharding(layout.mesh, PartitionSpec())
+        mine = {n: jax.ShapeDtypeStruct(stored[n].type.shape({}), DTYPES[layout.policy.stored]) for n in self.trained}
+        shapes = jax.eval_shape(self.transformation.init, mine)
+        # What the optimizer keeps for a parameter lives where the parameter does.
+        here = jax.tree_util.tree_map_with_path(lambda path, _: places.get(_last(path), whole), shapes)
+        self.initial = jax.jit(self.transformation.init, out_shardings=here)
+        self.step = jax.jit(self._step, donate_argnums=(0, 1), out_shardings=(dict(places), here, whole))
+        self.measure = jax.jit(self._measure, out_shardings=whole)
+
+    def _step(self, parameters: Arrays, state: Any, batch: Arrays, number: Any) -> tuple[Arrays, Any, Arrays]:
+        trained = {n: parameters[n] for n in self.trained}
+        key = jax.random.fold_in(jax.random.key(self._seed), number)
+
+        def loss(trained: Arrays, part: Arrays, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return self._loss({**parameters, **trained}, part, key)
+
+        differentiated = jax.value_and_grad(loss, has_aux=True)
+        (value, weight), gradients = _accumulated(differentiated, trained, batch, key, self._accumulate, self._dtype)
+        gradients = keep(gradients, self.trained)
+        changes, state = self.transformation.update(gradients, state, trained)
+        parameters = {**parameters, **optax.apply_updates(trained, changes)}  # type: ignore[dict-item]
+        norm = optax.tree.norm(gradients)
+        rate = self._rate(number)
+        return parameters, state, {"loss": value, "weight": weight, "gradient_norm": norm, "learning_rate": rate}
+
+    def _measure(self, parameters: Arrays, batch: Arrays) -> tuple[jax.Array, jax.Array]:
+        key = jax.random.key(self._seed)
+
+        def one(_: None, part: Arrays) -> tuple[None, tuple[jax.Array, jax.Array]]:
+            value, weight = self._loss(parameters, part, key)
+            return None, (value * weight, weight)
+
+        _, (values, weights) = lax.scan(one, None, _parts(batch, self._accumulate))
+        return jnp.sum(values), jnp.sum(weights)
+
+    def _loss(self, parameters: Arrays, batch: Arrays, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """(the loss, its weight: how many entries it is the mean of)."""
+        out = self._run(view(parameters, self._stored, self._own), batch, None, key)
+        weight = out.get("weight", 1)
+        return out["loss"].astype(self._dtype), jnp.asarray(weight, self._dtype)
+
+
+def _last(path: tuple[Any, ...]) -> Any:
+    return getattr(path[-1], "key", None) if path else None
+
+
+def view(parameters: Arrays, stored: Mapping[str, Stored], want: Mapping[str, Stored]) -> Arrays:
+    """The parameters as a graph wants them that groups its layers in another way than they are stored."""
+    at = {logical: (name, i) for name, s in stored.items() for i, logical in enumerate(s.logical)}
+
+    def layer(logical: str) -> jax.Array:
+        name, i = at[logical]
+        array = parameters[name]
+        own = array.shape[stored[name].stacked :]
+        return array.reshape(-1, *own)[i]
+
+    def array(name: str, s: Stored) -> jax.Array:
+        if name in parameters:
+            return parameters[name]
+        return jnp.stack([layer(n) for n in s.logical]).reshape(s.type.shape({}))
+
+    return {name: array(name, s) for name, s in want.items()}
+
+
+def _accumulated(function: Any, trained: Arrays, batch: Arrays, key: jax.Array, parts: int, dtype: Any) -> Any:
+    """((loss, weight), gradients) of a batch taken in `parts`, one after another.
+
+    Each part's loss is a mean over as many entries as its weight says; weighted by these, the parts' gradients give
+    the whole batch's, however its targets are spread.
+    """
+    if parts == 1:
+        return function(trained, batch, key)
+
+    def one(total: Any, part_key: Any) -> tuple[Any, None]:
+        part, k = part_key
+        (value, weight), gradients = function(trained, part, k)
+        return jax.tree.map(lambda t, x: t + weight * x, total, ((value, jnp.ones_like(value)), gradients)), None
+
+    zero = jnp.zeros((), dtype)
+    start = ((zero, zero), jax.tree.map(jnp.zeros_like, trained))
+    ((value, weight), gradients), _ = lax.scan(one, start, (_parts(batch, parts), jax.random.split(key, parts)))
+    scale = 1 / jnp.where(weight > 0, weight, 1)
+    return (value * scale, weight), jax.tree.map(lambda g: g * scale, gradients)
+
+
+def _parts(batch: Arrays, parts: int) -> Arrays:
+    """[batch, ..] as [parts, batch / parts, ..]. Part i has every parts-th example, so that the examples of one part
+    are spread over the devices as those of the batch are, and none moves."""
+    return {n: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0) for n, x in batch.items()}
