@@ -8,6 +8,7 @@ from .diagnostics import (
     SpecError,
     as_json,
     did_you_mean,
+    in_order,
     render,
     suggest,
 )
@@ -55,6 +56,7 @@ __all__ = [
     "did_you_mean",
     "dim_values",
     "evaluate",
+    "in_order",
     "json_schema",
     "load",
     "load_text",

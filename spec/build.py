@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any, get_args
 
@@ -11,7 +12,7 @@ from .diagnostics import Diagnostic, Diagnostics, SpecError, did_you_mean
 from .document import place, plain
 from .expressions import RESERVED, parse_body, parse_expression, parse_signature, parse_tensor
 from .model import BlockDef, DimDef, GraphDef, ParamDef, Section, ShardingRule, TensorDecl
-from .schema import DRAWS, DTYPES, Form, Train
+from .schema import DRAWS, DTYPES, SIGNATURE, Form, Train
 from .source import Span
 from .yaml import Entry, Mapping, Node, Scalar, Sequence
 from .yaml_traps import BLOCK, comment_cut
@@ -49,7 +50,9 @@ class Builder:
 
     def blocks(self, node: Node | None, prelude: bool = False) -> dict[str, BlockDef]:
         out: dict[str, BlockDef] = {}
-        for _, entry in _entries(node):
+        for key, entry in _entries(node):
+            if not re.match(SIGNATURE, key):
+                continue  # the schema reports it
             signature = self.parse(parse_signature, entry.key)
             body = self.parse(parse_body, entry.value)
             if signature is None or body is None:
@@ -119,14 +122,8 @@ class Builder:
                             "PF0505",
                             f"`train.{name}` can't stand beside `train.updates`",
                             section.spans[name],
-                            help=f"each update has a `{name}` of its own",
+                            help=f"each update has its own `{name}`",
                         )
-                    )
-        elif section is not None:
-            for name, other in (("loss", "optimizer"), ("optimizer", "loss")):
-                if name in section.values and other not in section.values:
-                    self.found.add(
-                        Diagnostic("PF0500", f"`train` has a `{name}` but no `{other}`", section.spans[name])
                     )
         return section
 

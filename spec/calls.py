@@ -9,6 +9,7 @@ from .diagnostics import Diagnostic, Diagnostics, Note, did_you_mean
 from .model import BlockDef, GraphDef
 from .scope import output_names
 from .source import Span
+from .unparse import unparse
 
 
 def check_calls(
@@ -52,8 +53,9 @@ def _operands(expr: Expr) -> list[Expr]:
 
 
 def _defined(block: BlockDef) -> Note:
-    words = [p.name if p.default is None else f"{p.name}=..." for p in block.parameters]
-    return Note(f"defined as `{block.name}({', '.join(words)})`" if words else "defined", block.span)
+    words = [p.name if p.default is None else f"{p.name}={unparse(p.default)}" for p in block.parameters]
+    signature = f"{block.name}({', '.join(words)})" if words else block.name
+    return Note(f"defined as `{signature}`", block.span)
 
 
 def _missing(name: str, missing: list[str], span: Span, note: Note, found: Diagnostics) -> None:
@@ -65,51 +67,58 @@ def _missing(name: str, missing: list[str], span: Span, note: Note, found: Diagn
 
 def _block_call(call: Call, block: BlockDef, found: Diagnostics) -> None:
     help = f"a block is applied to a tensor with `x >> {block.name}`"
-    takes = [p.name for p in block.parameters]
-    given = _bind(call, block.name, takes, "argument", _defined(block), help, found)
-    missing = [p.name for p in block.parameters if p.default is None and p.name not in given]
-    _missing(block.name, missing, call.function.span, _defined(block), found)
+    needs = {p.name: p.default is None for p in block.parameters}
+    _bind(call, block.name, needs, "argument", _defined(block), help, found)
 
 
 def _graph_call(call: Call, graph: GraphDef, found: Diagnostics) -> None:
-    takes = list(graph.inputs)
-    note = Note(f"`{graph.name}` takes {', '.join(takes)}", graph.span)
-    given = _bind(call, graph.name, takes, "input", note, None, found)
-    missing = [name for name in takes if name not in given]
-    _missing(graph.name, missing, call.function.span, note, found)
+    note = Note(f"`{graph.name}` takes {', '.join(graph.inputs)}", graph.span)
+    _bind(call, graph.name, dict.fromkeys(graph.inputs, True), "input", note, None, found)
 
 
 def _bind(
-    call: Call, name: str, takes: list[str], what: str, note: Note, help: str | None, found: Diagnostics
-) -> set[str]:
-    """Reports arguments that can't be bound; the names of those that can. `name=` fits every call."""
+    call: Call, name: str, needs: dict[str, bool], what: str, note: Note, help: str | None, found: Diagnostics
+) -> None:
+    """Reports arguments that can't be bound, else those that are missing; `name=` fits every call.
+
+    `needs` are the parameters in order, and whether a call must give them.
+    """
+    takes = list(needs)
     positional = [a for a in call.arguments if a.name is None]
     given = set(takes[: len(positional)])
+    faults = []
     if len(positional) > len(takes):
-        limit = f"at most {len(takes)} {what}{'' if len(takes) == 1 else 's'}" if takes else f"no {what}s"
+        most = "" if all(needs.values()) else "at most "
+        limit = f"{most}{len(takes) or 'no'} {what}{'' if len(takes) == 1 else 's'}"
         span = positional[len(takes)].value.span
         text = f"`{name}` takes {limit}, not {len(positional)}"
-        found.add(Diagnostic("PF0224", text, span, notes=(note,), help=None if takes else help))
+        faults.append(Diagnostic("PF0224", text, span, notes=(note,), help=None if takes else help))
     for argument in call.arguments:
         if argument.name is None or argument.name == "name":
             continue
         if argument.name not in takes:
             text = f"`{name}` has no {what} `{argument.name}`"
             near = did_you_mean(argument.name, [*takes, "name"])
-            found.add(Diagnostic("PF0224", text, argument.name_span, notes=(note,), help=near))
+            faults.append(Diagnostic("PF0224", text, argument.name_span, notes=(note,), help=near))
         elif argument.name in given:
             text = f"{what} `{argument.name}` is given twice"
             label = "given by position already"
-            found.add(Diagnostic("PF0224", text, argument.name_span, label, (note,)))
+            faults.append(Diagnostic("PF0224", text, argument.name_span, label, (note,)))
         given.add(argument.name)
-    return given
+    found.extend(faults)
+    if not faults:
+        missing = [parameter for parameter, needed in needs.items() if needed and parameter not in given]
+        _missing(name, missing, call.function.span, note, found)
 
 
 def _output(node: Attribute, graph: GraphDef, found: Diagnostics) -> None:
     names = output_names(graph)
     if node.name in names:
         return
-    if any(s.name == node.name for s in graph.body.statements):
+    defined = [s.name for s in graph.body.statements]
+    if any(name not in defined for name in graph.outputs):
+        return  # the list of outputs is at fault, and reported
+    if node.name in defined:
         help: str | None = f"list it in the graph: `outputs: [{', '.join((*names, node.name))}]`"
     else:
         help = did_you_mean(node.name, names) or ("it puts out " + ", ".join(names) if names else None)

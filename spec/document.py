@@ -27,13 +27,30 @@ _ELSEWHERE = {
 
 def check_shape(root: Mapping, found: Diagnostics) -> None:
     """Adds one finding (PF020x) for each key or value that the schema refuses."""
+    _check_empty(root, (), found)
     try:
         Document.model_validate(plain(root))
     except ValidationError as error:
         for fault in error.errors(include_url=False, include_context=True):
             if found.full:
                 return
-            found.add(_diagnostic(root, fault))
+            if fault["input"] is not None:  # what is empty is reported already
+                found.add(_diagnostic(root, fault))
+
+
+def _check_empty(node: Mapping, path: tuple[str, ...], found: Diagnostics) -> None:
+    for name, entry in node.entries.items():
+        if isinstance(entry.value, Mapping):
+            _check_empty(entry.value, (*path, name), found)
+        elif isinstance(entry.value, Scalar) and entry.value.value is None:
+            found.add(
+                Diagnostic(
+                    "PF0205",
+                    f"`{'.'.join((*path, name))}` is empty",
+                    entry.key.span,
+                    help="give it a value, or remove the line",
+                )
+            )
 
 
 def plain(node: Node) -> Any:
@@ -76,13 +93,6 @@ def _diagnostic(root: Mapping, fault: Any) -> Diagnostic:
         return _unknown_key(key, names)
     path = ".".join(names) or "the document"
     at = place(node, key)
-    if isinstance(node, Scalar) and node.value is None:
-        return Diagnostic(
-            "PF0205",
-            f"`{path}` is empty",
-            at,
-            help="give it a value, or remove the line; null deletes only what `extends` or a size brought in",
-        )
     value = node.value if isinstance(node, Scalar) else None
     if kind.startswith(("int", "less_than")) and isinstance(value, (int, float)) and abs(value) > LARGEST:
         return too_large(at)

@@ -277,6 +277,11 @@ class _Builder(Transformer_NonRecursive):  # type: ignore[type-arg]
             )
 
 
+def _first_word(span: Span) -> Span:
+    word = re.match(r"\w+|.", span.text)
+    return Span(span.source, span.start, span.start + len(word.group() if word else ""))
+
+
 def _check_statements(body: Body) -> None:
     """Each statement starts a line and only the last has no name; anything else lacks an operator."""
     for before, statement in zip(body.statements, body.statements[1:]):
@@ -287,7 +292,7 @@ def _check_statements(body: Body) -> None:
                 Diagnostic(
                     "PF0113",
                     "two values stand side by side",
-                    Span(place.source, place.start, place.end),
+                    _first_word(place),
                     "an operator is missing before this",
                     help="chain with `>>`, combine with `+ - * /`, or start a new line for a new definition",
                     expected=("operator",),

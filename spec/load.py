@@ -10,7 +10,7 @@ from .build import Builder, value_spans
 from .diagnostics import Diagnostic, Diagnostics, Note, SpecError, did_you_mean
 from .dims import dim_values
 from .document import check_shape, plain
-from .find import Found, find
+from .find import SHIPPED, Found, find
 from .merge import merge, override, settled
 from .model import Spec
 from .namespace import check_namespace, unused
@@ -143,7 +143,8 @@ def _pick(
     here = span or (root.entries["sizes"].key.span if offered else Span(source.source, 0, 0))
     listed = ", ".join(offered)
     if asked is None:
-        name = _text(root, "model") or "model"
+        shipped = source.identity.startswith(f"{SHIPPED}:")
+        name = source.identity.partition(":")[2] if shipped else source.source.name
         raise SpecError(
             Diagnostic(
                 "PF0214",

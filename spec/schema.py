@@ -22,7 +22,7 @@ class Form(Enum):
 
 
 NAME = r"^[A-Za-z_][A-Za-z0-9_]*$"
-_SIGNATURE = r"^[A-Za-z_][A-Za-z0-9_]*(\s*\(.*\))?$"
+SIGNATURE = r"^[A-Za-z_][A-Za-z0-9_]*(\s*\(.*\))?$"
 _SIZE = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"
 
 DTYPES = (
@@ -80,7 +80,7 @@ TensorText = Annotated[
 ]
 Words = Annotated[Any, BeforeValidator(_one_or_more), _WORDS_SCHEMA]
 SizeName = Annotated[str, StringConstraints(pattern=_SIZE)]
-Signature = Annotated[str, StringConstraints(pattern=_SIGNATURE)]
+Signature = Annotated[str, StringConstraints(pattern=SIGNATURE)]
 Word = Annotated[str, StringConstraints(pattern=NAME)]
 Count = Annotated[int, Field(ge=1, le=2**40)]
 FloatType = Literal["float16", "bfloat16", "float32", "float64"]

@@ -77,6 +77,8 @@ def explain(
         )
     here = Span(source, at, at + len(token))
     pair = source.text[max(start, at - 1) : at + 1]
+    if source.text[at : at + 2] == "==":
+        at, pair = at + 1, "=="
     if pair == "**":
         return Diagnostic(
             "PF0112",

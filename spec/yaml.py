@@ -109,7 +109,9 @@ def parse(source: Source) -> Mapping:
         ) from None
     except MarkedYAMLError as error:
         # What was found before (a value cut at a comma, say) is often the cause of what stopped the reading.
-        reading.found.add(explain(source, error))
+        cause = explain(source, error)
+        if not any(d.span and cause.span and d.span.start == cause.span.start for d in reading.found.found):
+            reading.found.add(cause)
         raise SpecError(reading.found.found) from None
     except YAMLError as error:
         raise SpecError(Diagnostic("PF0101", f"not readable as YAML: {error}", Span(source, 0, 0))) from None

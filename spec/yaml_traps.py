@@ -180,17 +180,15 @@ def _in_flow(source: Source, error: MarkedYAMLError, here: Span) -> Diagnostic:
             "YAML ends the value here",
             help=f"write the mapping in block style (one `key: value` a line), or {BLOCK}",
         )
-    if "stream end" in problem or "stream start" in problem:
-        return Diagnostic("PF0102", f"this `{symbol}` is never closed", Span(source, opener, opener + 1))
     closer = {"{": "}", "[": "]"}.get(symbol, "")
+    if "stream end" in problem or source.position(opener)[0] != here.line:
+        span = Span(source, opener, opener + 1)
+        return Diagnostic("PF0102", f"this `{symbol}` is never closed", span, f"`{closer}` is missing")
     return Diagnostic(
         "PF0102",
-        f"this `{symbol}` is not closed before the next line's key"
-        if ":" in problem
-        else "`,` or a closing bracket is missing",
+        "`,` or a closing bracket is missing",
         here,
         f"`,` or `{closer}` was expected",
-        (),
         help=f"if this is an expression, {BLOCK}",
     )
 

@@ -73,7 +73,7 @@ def train(loss: str, data: str = "arrays(x)", optimizer: str = "adam(1)") -> str
         (spec(more=train("mse(g(x).y, x)", data="arays(x)")), "PF0220", "arays", "did you mean `arrays`?"),
         (spec(more=train("mse(g(x).y, x)", optimizer="adm(1)")), "PF0220", "adm", "did you mean `adam`?"),
         # calls
-        (spec(blocks="f(n): linear(n)", body="y = x >> f(d, d)"), "PF0224", "d", "at most 1 argument, not 2"),
+        (spec(blocks="f(n): linear(n)", body="y = x >> f(d, d)"), "PF0224", "d", "takes 1 argument, not 2"),
         (spec(body="y = f(x)"), "PF0224", "x", "x >> f"),
         (spec(blocks="f(count): linear(count)", body="y = x >> f(cuont=d)"), "PF0224", "cuont", "did you mean `count`"),
         (spec(blocks="f(n): linear(n)", body="y = x >> f(d, n=d)"), "PF0224", "n", "given twice"),

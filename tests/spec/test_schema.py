@@ -55,7 +55,6 @@ def findings(text: str) -> list[tuple[str, str, str | None]]:
         ("planform: 1\nmodel: m\ngraphs: {g: {inputs: {}}}\n", "PF0204", "t:3:10", None),
         ("planform: 1\nmodel: m\ngraphs: {g: {inputs: {x: 'flot[b]'}, body: x}}\n", "PF0208", "t:3:27",
          "did you mean `float`?"),
-        ("planform: 1\nmodel: m\ntrain: {loss: x}\n" + GRAPH, "PF0500", "t:3:15", None),
         ("planform: 1\nmodel: m\ntrain: {loss: x, optimizer: y, updates: {u: {loss: x, optimizer: y}}}\n" + GRAPH,
          "PF0505", "t:3:15", "each update has"),
     ],
