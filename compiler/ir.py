@@ -51,9 +51,11 @@ class Value:
 class Input(Value):
     """Data from outside. `default` says what stands in where the caller gives nothing:
     `iota` (0, 1, 2 .. along the stream), `zeros`, `full` (the size of the stream dim), or a draw of
-    random numbers keyed by seed, step and path (`uniform`, `normal`); None: it must be given."""
+    random numbers (`uniform` in [0, 1), `normal`) keyed by seed, step and `path`; None: it must be given."""
 
     default: str | None = None
+    path: str = ""  # of a draw, with slices as parameters have them
+    stacked: int = 0
 
 
 @dataclass(eq=False, repr=False)

@@ -20,10 +20,14 @@ _LATER = ("sample", "inner", "targets", "simultaneous")
 
 @dataclass(frozen=True)
 class Update:
-    """One step of gradient descent on one loss; `params` are selectors of what it trains (none: all)."""
+    """One step of gradient descent on one loss; `params` are selectors of what it trains (none: all).
+
+    `heldout` is the loss without what acts in training only (dropout): for data that isn't trained on.
+    """
 
     name: str
     loss: Graph
+    heldout: Graph
     optimizer: Recipe
     params: tuple[str, ...] = ()
     repeat: int = 1
@@ -130,6 +134,7 @@ def _update(
         if key not in one:
             raise SpecError(Diagnostic("PF0500", f"`train` has no `{place}{key}`", train.span))
     loss = elaborate_loss(spec, one["loss"], inputs, name)
+    heldout = elaborate_loss(spec, one["loss"], inputs, name, training=False)
     optimizer = read(one["optimizer"], OPTIMIZERS, "optimizer", number)
     params = one.get("params") or ()
     params = (params,) if isinstance(params, str) else tuple(params)
@@ -144,7 +149,7 @@ def _update(
                     help=did_you_mean(selector, known),
                 )
             )
-    return Update(name, loss, optimizer, params, one.get("repeat", 1))
+    return Update(name, loss, heldout, optimizer, params, one.get("repeat", 1))
 
 
 def _fields(spec: Spec, data: Recipe) -> dict[str, TensorType]:

@@ -13,6 +13,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from planform.backends.xla import Policy, Stored, initialise, lower, shardings, storage
+from planform.backends.xla.lower import Lowered
 from planform.backends.xla.policy import DTYPES
 from planform.compiler.analyses.sharding import Rules, spec_for
 from planform.compiler.ir import Graph, Input
@@ -92,7 +93,9 @@ class OneUpdate:
         self._seed = program.seed
         self._stored = stored
         self._own = storage(update.loss, layout.policy)
-        self._run = lower(update.loss, layout.policy, layout.mesh if layout.mesh.size > 1 else None, layout.rules)
+        mesh = layout.mesh if layout.mesh.size > 1 else None
+        self._run = lower(update.loss, layout.policy, mesh, layout.rules)
+        self._run_heldout = lower(update.heldout, layout.policy, mesh, layout.rules)
         used = {name for s in self._own.values() for name in s.logical}
         masks = {n: mask(update.params, s) for n, s in stored.items() if used.intersection(s.logical)}
         self.trained: dict[str, Mask] = {n: m for n, m in masks.items() if m is not False}
@@ -115,7 +118,7 @@ class OneUpdate:
         key = jax.random.fold_in(jax.random.key(self._seed), number)
 
         def loss(trained: Arrays, part: Arrays, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-            return self._loss({**parameters, **trained}, part, key)
+            return self._loss(self._run, {**parameters, **trained}, part, key)
 
         differentiated = jax.value_and_grad(loss, has_aux=True)
         (value, weight), gradients = _accumulated(differentiated, trained, batch, key, self._accumulate, self._dtype)
@@ -127,18 +130,16 @@ class OneUpdate:
         return parameters, state, {"loss": value, "weight": weight, "gradient_norm": norm, "learning_rate": rate}
 
     def _measure(self, parameters: Arrays, batch: Arrays) -> tuple[jax.Array, jax.Array]:
-        key = jax.random.key(self._seed)
-
         def one(_: None, part: Arrays) -> tuple[None, tuple[jax.Array, jax.Array]]:
-            value, weight = self._loss(parameters, part, key)
+            value, weight = self._loss(self._run_heldout, parameters, part, None)
             return None, (value * weight, weight)
 
         _, (values, weights) = lax.scan(one, None, _parts(batch, self._accumulate))
         return jnp.sum(values), jnp.sum(weights)
 
-    def _loss(self, parameters: Arrays, batch: Arrays, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def _loss(self, run: Lowered, parameters: Arrays, batch: Arrays, key: Any) -> tuple[jax.Array, jax.Array]:
         """(the loss, its weight: how many entries it is the mean of)."""
-        out = self._run(view(parameters, self._stored, self._own), batch, None, key)
+        out = run(view(parameters, self._stored, self._own), batch, None, key)
         weight = out.get("weight", 1)
         return out["loss"].astype(self._dtype), jnp.asarray(weight, self._dtype)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +16,7 @@ from planform.compiler.analyses.sharding import Rules, normalise, spec_for
 from planform.compiler.ir import Buffer, Builder, Graph, Input, Node, Parameter, State, Value, bind
 from planform.compiler.ops.attention import Rope
 from planform.compiler.ops.control import Repeat
+from planform.compiler.parameters import layers as logical_names
 from planform.compiler.size import Polynomial
 from planform.compiler.types import TensorType
 
@@ -96,9 +98,21 @@ class _Run:
             return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(DTYPES[v.type.dtype])
         if v.default == "iota" or v.default == "zeros":
             return Default(v.default, v.type)  # type: ignore[arg-type]
+        if v.default in ("uniform", "normal") and rng is not None:
+            return self.draw(v, rng)
         if v.default == "full" and self.graph.stream:
             return Default("full", v.type, self.env[self.graph.stream])
         raise KeyError(f"input `{v.name}` is missing")
+
+    def draw(self, v: Input, rng: jax.Array) -> jax.Array:
+        """Random numbers keyed by path, a key for each layer of a stack: the same however layers are grouped
+        and however many devices share them."""
+        shape = v.type.shape(self.env)
+        kind = jax.random.uniform if v.default == "uniform" else jax.random.normal
+        keys = [jax.random.fold_in(rng, zlib.crc32(name.encode())) for name in logical_names(v.path)]
+        if not v.stacked:
+            return kind(keys[0], shape)
+        return jax.vmap(lambda key: kind(key, shape[v.stacked :]))(jnp.stack(keys)).reshape(shape)
 
     def outputs(self, values: Mapping[Value, Any]) -> dict[str, jax.Array]:
         found: dict[str, jax.Array] = {}

@@ -38,13 +38,17 @@ def elaborate(spec: Spec, graph: str | None = None) -> Graph:
     return e.builder.finish(outputs.values)
 
 
-def elaborate_loss(spec: Spec, loss: ast.Body, inputs: Mapping[str, TensorType], name: str = "loss") -> Graph:
+def elaborate_loss(
+    spec: Spec, loss: ast.Body, inputs: Mapping[str, TensorType], name: str = "loss", training: bool = True
+) -> Graph:
     """The IR of a loss expression over graphs and data tensors; its output is `loss`, a scalar.
+
+    In training form dropout draws and acts; otherwise it is the identity, as it is for held-out data.
 
     Raises: SpecError.
     """
     streams = {stream_of(g, spec) for g in spec.graphs.values()} - {None}
-    e = Elaborator(spec, name, next(iter(streams)) if len(streams) == 1 else None)
+    e = Elaborator(spec, name, next(iter(streams)) if len(streams) == 1 else None, training)
     with _bounded(loss.span):
         e.own = {n: e.builder.add(Input(n, t, Origin(n))) for n, t in inputs.items()}
         env, result = Env({}), None

@@ -154,6 +154,8 @@ class Elaborator(Expressions):
                     given = number(self.builder, given)
                 if given is not None:
                     inputs.append(given)
+            if cls.trains_only and not self.training and inputs:
+                return inputs[0]
             try:
                 declared = op.parameters(*(v.type for v in inputs))
             except TypeMismatch as e:

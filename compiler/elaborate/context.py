@@ -61,8 +61,8 @@ class Region:
 class Context:
     """What a graph under construction knows: its regions, the path of blocks, the place in the spec."""
 
-    def __init__(self, spec: Spec, name: str, stream: str | None) -> None:
-        self.spec, self.stream = spec, stream
+    def __init__(self, spec: Spec, name: str, stream: str | None, training: bool = False) -> None:
+        self.spec, self.stream, self.training = spec, stream, training
         found = Diagnostics()
         self.dims = dim_values(spec.dims, found)
         found.raise_errors()
@@ -157,18 +157,37 @@ class Context:
     def parameter(self, key: str, decl: ParameterDecl, span: Span) -> Value:
         """The parameter `key` at the current path; inside repetitions, this layer's slice of a stack."""
         path = ".".join([*self.path, key])
-        levels = self.regions[self.base :]
-        lead = tuple(stacked_dim(r.count) for r in levels[1:])
-        origin = Origin(path, str(self.in_spec(span)))
-        root = self.regions[0]
-        if path not in root.parameters:
+        lead = self.stacks()
+        if path not in self.regions[0].parameters:
             t = TensorType(decl.dtype, (*lead, *decl.dims))
-            p = Parameter(self.hint(key), t, origin, path=path, init=decl.init, stacked=len(lead))
-            root.parameters[path] = root.builder.add(p)
-        value = root.parameters[path]
-        for i, region in enumerate(levels[1:]):
+            p = Parameter(self.hint(key), t, self.here(path, span), path=path, init=decl.init, stacked=len(lead))
+            self.regions[0].parameters[path] = self.regions[0].builder.add(p)
+        return self.slice_of(path, key, span)
+
+    def random(self, kind: str, t: TensorType, span: Span) -> Value:
+        """A draw of the shape of `t`, of its own at every use."""
+        path = ".".join([*self.path, kind])
+        lead = self.stacks()
+        while path in self.regions[0].parameters:  # a graph that is called again shares parameters, not draws
+            path += "'"
+        whole = TensorType("f32", (*lead, *t.dims))
+        draw = Input(self.hint(kind), whole, self.here(path, span), kind, path, len(lead))
+        self.regions[0].parameters[path] = self.regions[0].builder.add(draw)
+        return self.slice_of(path, kind, span)
+
+    def here(self, path: str, span: Span) -> Origin:
+        return Origin(path, str(self.in_spec(span)))
+
+    def stacks(self) -> tuple[Dim, ...]:
+        """The leading dims of what the current region owns."""
+        return tuple(stacked_dim(r.count) for r in self.regions[self.base + 1 :])
+
+    def slice_of(self, path: str, key: str, span: Span) -> Value:
+        """What the current region sees of a stack that the graph has as an input."""
+        value = self.regions[0].parameters[path]
+        for region in self.regions[self.base + 1 :]:
             if path not in region.parameters:
-                inner = Argument(self.hint(key), TensorType(decl.dtype, (*lead[i + 1 :], *decl.dims)), origin)
+                inner = Argument(self.hint(key), value.type.without([0]), self.here(path, span))
                 region.parameters[path] = region.builder.add(inner)
                 region.stacks.append((value, inner))
             value = region.parameters[path]
@@ -184,6 +203,8 @@ class Context:
         if not reads:
             return []
         x = inputs[0].type
+        if reads[0] in ("uniform", "normal"):
+            return [self.random(kind, x, span) for kind in reads]
         axis = x.axis(self.stream) if self.stream else None
         if axis is None:
             if "document" in reads:  # masks count from the start of the axis and know one document

@@ -73,7 +73,8 @@ class Op:
     reference   the meaning, in plain NumPy float64
     Optional:
     parameters  tensors that every use of the op owns, appended to its inputs in order
-    reads       implicit inputs, appended after the parameters: `position`, `document`, or a draw (`uniform`)
+    reads       implicit inputs, appended after the parameters: `position`, `document`, or a draw (`uniform`,
+                `normal`) of the first input's shape
     decompose   the op in simpler ops, for backends that have no rule of their own
     reach       dependence along the sequence axis (pointwise if not given)
     streaming   its counterpart with state, and what state that is
@@ -85,7 +86,8 @@ class Op:
     tensors: ClassVar[tuple[str, ...]] = ("x",)
     family: ClassVar[str] = ""
     source: ClassVar[str] = ""
-    training_only: ClassVar[bool] = False
+    training_only: ClassVar[bool] = False  # has no use at inference (losses)
+    trains_only: ClassVar[bool] = False  # acts in training; at inference its first input passes unchanged
     spelled: ClassVar[bool] = True  # may be written in a spec
 
     def infer(self, *inputs: TensorType) -> TensorType | tuple[TensorType, ...]:
