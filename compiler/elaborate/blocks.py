@@ -144,16 +144,17 @@ class Elaborator(Expressions):
                 raise self.error(e.code, str(e), use.span, help=e.help) from None
         element = self.frames[-1].unique(name)
         op = cls(**attributes)
+        # Blocks among the arguments are siblings of the op: their paths don't lead through it.
+        inputs: list[Value] = []
+        for t in cls.tensors:
+            given = tensors.get(t.rstrip("?"), x if t.rstrip("?") == primary else None)
+            if isinstance(given, Block):
+                given = self.apply(given, x)
+            elif is_number(given):
+                given = number(self.builder, given)
+            if given is not None:
+                inputs.append(given)
         with self.inside(element, name):
-            inputs = []
-            for t in cls.tensors:
-                given = tensors.get(t.rstrip("?"), x if t.rstrip("?") == primary else None)
-                if isinstance(given, Block):
-                    given = self.apply(given, x)
-                elif is_number(given):
-                    given = number(self.builder, given)
-                if given is not None:
-                    inputs.append(given)
             if cls.trains_only and not self.training and inputs:
                 return inputs[0]
             try:
