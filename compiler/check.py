@@ -2,48 +2,61 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from planform.spec import Diagnostic, Diagnostics, Spec, SpecError, check_names, load
 
+from .check_sharding import check_sharding
 from .elaborate import elaborate
+from .ir import Graph
 from .ops import OPS, load_extensions
 from .parameters import INITS
-from .program import program
+from .program import Program, program
 from .recipes import OPTIMIZERS, SCHEDULES, SOURCES
 
 WORDS = ("cycle", *INITS, *OPTIMIZERS, *SCHEDULES, *SOURCES)
 """Names that are neither ops nor blocks."""
 
 
-def check(spec: Spec) -> list[Diagnostic]:
+def check(spec: Spec, mesh: Mapping[str, int] | None = None) -> list[Diagnostic]:
     """All findings on a spec: names, kinds, dims and shapes of every graph, its training program, sharding.
 
-    Errors in one graph don't hide those of another.
+    With the sizes of a mesh's axes, such as {"data": 2}, also whether everything can be split over it. Errors
+    in one graph don't hide those of another.
     """
     load_extensions()
     found = Diagnostics()
-    found.extend(spec.warnings)
     check_names(spec, [*(n for n, o in OPS.items() if o.spelled), *WORDS], found)
     if found.errors:
-        return found.found
+        return found.found  # a misspelt name makes others look unused: warnings wait
+    found.extend(spec.warnings)
+    graphs: list[Graph] = []
     for name in spec.graphs:
         try:
-            elaborate(spec, name)
+            graphs.append(elaborate(spec, name))
         except SpecError as e:
             found.extend(e.diagnostics)
+    made: Program | None = None
     if spec.train and not found.errors:
         try:
-            program(spec)
+            made = program(spec)
         except SpecError as e:
             found.extend(e.diagnostics)
+    batch = made.batch // made.accumulate if made else None
+    found.extend(check_sharding(spec, graphs, mesh, batch))
     return found.found
 
 
-def check_file(path: str | Path, size: str | None = None, overrides: tuple[str, ...] = ()) -> list[Diagnostic]:
+def check_file(
+    path: str | Path,
+    size: str | None = None,
+    overrides: tuple[str, ...] = (),
+    mesh: Mapping[str, int] | None = None,
+) -> list[Diagnostic]:
     """The same for a file; what keeps it from being read at all is a finding too."""
     try:
-        return check(load(path, size, overrides))
+        return check(load(path, size, overrides), mesh)
     except SpecError as e:
         return list(e.diagnostics)
 
