@@ -38,8 +38,6 @@ def lower(graph: Graph, policy: Policy, mesh: Mesh | None = None, rules: Any = (
     rules    (dim name, mesh axes) pairs: values with such dims are kept split over the mesh
     Raises: ValueError for arrays that don't fit, KeyError for one that is missing.
     """
-    if policy.compute == "f64" and not jax.config.jax_enable_x64:
-        raise ValueError("compute f64 needs jax_enable_x64")
     bound: dict[tuple[tuple[str, int], ...], Graph] = {}
     ordered = normalise(rules)
 
@@ -49,6 +47,8 @@ def lower(graph: Graph, policy: Policy, mesh: Mesh | None = None, rules: Any = (
         states: Mapping[str, Any] | None = None,
         rng: jax.Array | None = None,
     ) -> dict[str, jax.Array]:
+        if policy.compute == "f64" and not jax.config.jax_enable_x64:
+            raise ValueError("compute f64 needs jax_enable_x64")
         env = tuple(sorted(_sizes(graph, inputs, states or {}, policy).items()))
         if env not in bound:
             bound[env] = bind(graph, dict(env))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -14,8 +16,41 @@ from .contract import Call, rule
 @rule(ops.Linear)
 def linear(call: Call, x: jax.Array, weight: jax.Array, *bias: jax.Array) -> jax.Array:
     axes = call.op._over(call.inputs[0])
-    y = lax.dot_general(x, weight, ((axes, tuple(range(len(axes)))), ((), ())))
+    if axes != tuple(range(x.ndim - len(axes), x.ndim)):
+        x = jnp.moveaxis(x, axes, range(x.ndim - len(axes), x.ndim))
+    rows, out = x.shape[: x.ndim - len(axes)], weight.shape[len(axes) :]
+    y = matmul(x.reshape(math.prod(rows), -1), weight.reshape(-1, math.prod(out))).reshape(*rows, *out)
     return y + bias[0] if bias else y
+
+
+@jax.custom_vjp
+def matmul(x: jax.Array, w: jax.Array) -> jax.Array:
+    """x [rows, k] w [k, n] -> [rows, n], with a gradient that transposes the smaller matrix.
+
+    Of two matrices summed over their rows one must be transposed first. XLA takes the left one, fuses what
+    leads up to it into the copy and computes that a second time, with strided reads.
+    """
+    return lax.dot(x, w)
+
+
+def _matmul_forward(x: jax.Array, w: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return lax.dot(x, w), (x, w)
+
+
+def _matmul_backward(kept: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, w = kept
+    return lax.dot_general(dy, w, (((1,), (1,)), ((), ()))), outer(x, dy)
+
+
+matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
+def outer(x: jax.Array, y: jax.Array) -> jax.Array:
+    """x^T y for x [rows, k] and y [rows, n] -> [k, n]."""
+    rows = (((0,), (0,)), ((), ()))
+    if x.shape[1] <= y.shape[1]:
+        return lax.dot_general(x, y, rows)
+    return lax.optimization_barrier(lax.dot_general(y, x, rows)).T  # else XLA turns the product around
 
 
 @rule(ops.Embed, floats="own")

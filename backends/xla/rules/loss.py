@@ -82,14 +82,18 @@ def _forward(
             dz = dz * (1 - tanh * tanh)
         dz = dz.astype(x.dtype)
         dx = lax.dot_general(dz, table, (((dz.ndim - 1,), (0,)), ((), ())))
-        lead = tuple(range(dz.ndim - 1))
-        dtable = dtable + lax.dot_general(dz, xc, ((lead, lead), ((), ())), preferred_element_type=_wide(x))
+        flat = dz.reshape(-1, dz.shape[-1])
+        rows = (((0,), (0,)), ((), ()))
+        # [d, vocab]: of the two factors the smaller one is transposed, once a chunk.
+        dtable = dtable + lax.dot_general(
+            xc.reshape(flat.shape[0], -1), flat, rows, preferred_element_type=_wide(x)
+        )
         return (total + jnp.sum(jnp.where(valid, nats, 0)), dtable), dx
 
-    start = (jnp.zeros((), _wide(x)), jnp.zeros(table.shape, _wide(x)))
+    start = (jnp.zeros((), _wide(x)), jnp.zeros(table.shape[::-1], _wide(x)))
     (total, dtable), dx = lax.scan(one, start, (_parts(x, chunks, -2), _parts(targets, chunks, -1)))
     dx = jnp.moveaxis(dx, 0, -3).reshape(x.shape)
-    return total * weight, (dx, dtable.astype(table.dtype))
+    return total * weight, (dx, dtable.T.astype(table.dtype))
 
 
 def _backward(softcap: float | None, chunks: int, kept: tuple[jax.Array, jax.Array], g: jax.Array):  # type: ignore[no-untyped-def]
