@@ -2,10 +2,10 @@
 
 from .contract import Fixture, Verdict, difference, reference_fixture, verify_contract
 from .emitter import CannotLower
-from .export import export
-from .lower import Lowered, lower
+from .lowering import Lowered, lower
 from .rules import EXCLUDED, RULES, rule
 from .session import Session, intermediates, load, run
+from .writing import export
 
 __all__ = [
     "EXCLUDED",

@@ -22,7 +22,7 @@ from planform.compiler.ir import Graph, Input
 from planform.compiler.types import TensorType
 
 from .emitter import StateLayout
-from .lower import IR_VERSION, Lowered
+from .lowering import IR_VERSION, Lowered
 from .readme import SEQUENCE_README, STEP_README
 from .session import IN_PLACE, PRESENT, Session, load, run
 

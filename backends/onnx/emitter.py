@@ -80,6 +80,7 @@ class Emitter:
     place: str | None = None
     nodes: list[ir.Node] = field(default_factory=list)
     made: dict[ir.Value, Made] = field(default_factory=dict)
+    joint: dict[tuple[ir.Value, ...], ir.Value] = field(default_factory=dict)  # parts -> what they are split from
     states: list[StateLayout] = field(default_factory=list)
     sizes: dict[str, tuple[ir.Value, int]] = field(default_factory=dict)  # symbol -> (input, axis)
     _merged: dict[tuple[ir.Value, int], ir.Value] = field(default_factory=dict)

@@ -13,7 +13,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
-from .lower import Lowered
+from .lowering import Lowered
 
 Source = str | Path | bytes | ir.Model | Lowered
 """A folder made by `export`, a `.onnx` file, or a model in memory (below 2 GB)."""

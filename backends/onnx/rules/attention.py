@@ -148,9 +148,12 @@ def _group_query(m: Emitter, node: Node, states: list[StateLayout], *inputs: ir.
         rotate, q, k = rotation
         half = rotate.half(qt)
         cos, sin = (_angle_table(m, kind, rotate.base, half) for kind in ("cos", "sin"))
+    heads = tuple(m.merge(x, t, 2) for x, t in ((q, qt), (k, kt), (v, vt)))
+    # The kernel takes the result of one product for all three as it is.
+    three = (m.joint[heads], None, None) if heads in m.joint else heads
     y, present_key, present_value = m.microsoft(
         "GroupQueryAttention",
-        *(m.merge(x, t, 2) for x, t in ((q, qt), (k, kt), (v, vt))),
+        *three,
         key_cache, value_cache, last, total, cos, sin, *[None] * 7, count,
         outputs=3, num_heads=qt.sizes[2], kv_num_heads=kt.sizes[2], scale=op.scale, softcap=op.softcap or 0.0,
         do_rotary=int(rotation is not None), local_window_size=op.window or -1,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import prod
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from planform.compiler.types import TensorType
@@ -32,18 +33,45 @@ def vector(m: Emitter, b: ir.Value, type: TensorType) -> ir.Value:
     return m.fold(":vector", [prod(sizes)], lambda a: a.reshape(-1), b)
 
 
+def rows(m: Emitter, op: Any, x: ir.Value, t: TensorType) -> ir.Value:
+    """x with the dims that are summed over last and as one."""
+    axes = [t.rank - 1] if op.over is None else [t.names.index(d.name) for d in op.over]
+    order = [*(i for i in range(t.rank) if i not in axes), *axes]
+    return m.merge(m.transpose(x, order), t.with_dims(t.dims[i] for i in order), len(axes))
+
+
 @rule("linear")
 def linear(m: Emitter, node: Node, x: ir.Value, w: ir.Value, bias: ir.Value | None = None) -> ir.Value:
     op: Any = node.op
-    t, out = node.inputs[0].type, node.output.type
-    axes = [t.rank - 1] if op.over is None else [t.names.index(d.name) for d in op.over]
-    rest = [i for i in range(t.rank) if i not in axes]
-    x = m.transpose(x, [*rest, *axes])
-    x = m.merge(x, t.with_dims(t.dims[i] for i in [*rest, *axes]), len(axes))
-    y = m.op("MatMul", x, matrix(m, w, node.inputs[1].type, len(axes)))
+    summed = 1 if op.over is None else len(op.over)
+    y = m.op("MatMul", rows(m, op, x, node.inputs[0].type), matrix(m, w, node.inputs[1].type, summed))
     if bias is not None:
         y = m.op("Add", y, vector(m, bias, node.inputs[2].type))
-    return m.split(y, out, len(op.out))
+    return m.split(y, node.output.type, len(op.out))
+
+
+@rule("linear_packed")
+def linear_packed(m: Emitter, node: Node, x: ir.Value, *weights: ir.Value) -> tuple[ir.Value, ...]:
+    op: Any = node.op
+    n, summed = len(op.outs), 1 if op.over is None else len(op.over)
+    types = [v.type for v in node.inputs[1:]]
+    matrices = [matrix(m, w, t, summed) for w, t in zip(weights[:n], types)]
+    y = m.op("MatMul", rows(m, op, x, node.inputs[0].type), side_by_side(m, matrices, 1))
+    if op.bias:
+        y = m.op("Add", y, side_by_side(m, [vector(m, b, t) for b, t in zip(weights[n:], types[n:])], 0))
+    widths = [prod(d.size for d in out) for out in op.outs]
+    parts = m.op("Split", y, m.integers(*widths), axis=-1, outputs=n) if n > 1 else (y,)
+    m.joint[tuple(parts)] = y
+    return tuple(m.split(part, v.type, len(out)) for part, v, out in zip(parts, node.outputs, op.outs))
+
+
+def side_by_side(m: Emitter, weights: list[ir.Value], axis: int) -> ir.Value:
+    """Weights joined along an axis, when the file is written if they are known then."""
+    if not all(is_weight(w) for w in weights):
+        return m.op("Concat", *weights, axis=axis)
+    shapes = [w.shape.numpy() for w in weights if w.shape is not None]
+    shape = [*shapes[0][:axis], sum(s[axis] for s in shapes), *shapes[0][axis + 1 :]]
+    return m.fold("", shape, lambda *arrays: np.concatenate(arrays, axis), *weights)
 
 
 @rule("embed")

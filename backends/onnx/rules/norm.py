@@ -26,6 +26,19 @@ def rms_norm(m: Emitter, node: Node, x: ir.Value, scale: ir.Value) -> ir.Value:
     return m.op("RMSNormalization", x, gain(m, scale, op.offset), axis=-1, epsilon=op.eps)
 
 
+@rule("add_rms_norm")
+def add_rms_norm(m: Emitter, node: Node, x: ir.Value, y: ir.Value, scale: ir.Value) -> tuple[ir.Value, ir.Value]:
+    op: Any = node.op
+    if node.output.type.rank not in (2, 3):  # all that the kernel takes
+        total = m.op("Add", x, y)
+        return m.op("RMSNormalization", total, gain(m, scale, op.offset), axis=-1, epsilon=op.eps), total
+    normed, mean, deviation, total = m.microsoft(
+        "SkipSimplifiedLayerNormalization", x, y, gain(m, scale, op.offset), outputs=4, epsilon=op.eps
+    )
+    mean.name = deviation.name = ""  # for training, left out
+    return normed, total
+
+
 @rule("layer_norm")
 def layer_norm(m: Emitter, node: Node, x: ir.Value, scale: ir.Value, bias: ir.Value | None = None) -> ir.Value:
     op: Any = node.op

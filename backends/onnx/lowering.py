@@ -22,7 +22,6 @@ from planform.compiler.parameters import layers, stack_shape
 from planform.compiler.types import TensorType
 
 from .emitter import MICROSOFT, ONNX_DTYPES, CannotLower, Emitter, Made, StateLayout, is_weight, shape_of
-from .packing import pack_projections
 from .rules import EXCLUDED, RULES
 
 OPSET = 24  # newest whose Attention has a kernel; also read by the runtime's browser build
@@ -227,8 +226,7 @@ def lower(
             if kept is not None and s.type is not None:
                 kept.type, kept.shape = ir.TensorType(ONNX_DTYPES[s.type.dtype]), shape_of(s.type)
 
-    nodes = pack_projections(m, live(m.nodes, results))
-    nodes = live(nodes, results)
+    nodes = live(m.nodes, results)
     used = {v for n in nodes for v in n.inputs if v is not None} | set(results)
     inputs = [x for v in graph.inputs for x in flatten(env[v]) if not is_weight(x)]
     optional = {env[v] for v in graph.of_kind(Input) if v.default is not None}
@@ -246,7 +244,8 @@ def lower(
         about["planform.states"] = json.dumps({s.path: s.layout for s in m.states})
         about["planform.max_positions"] = str(max_positions)
     model.metadata_props.update(sorted(about.items()))
-    computed = {x for n in nodes for x in n.outputs}
+    # A cache in the kernel's layout has other entries than the reference's ring.
+    computed = {x for n in nodes for x in n.outputs} - {s.present for s in m.states if s.layout != "plain"}
     names = {key: str(x.name) for key, x in run.values.items() if x in computed}
     return Lowered(model, names, m.states, max_positions)
 
@@ -264,7 +263,7 @@ def named(m: Emitter, x: ir.Value, name: str, taken: Sequence[ir.Value]) -> ir.V
 
 
 def live(nodes: Sequence[ir.Node], results: Sequence[ir.Value]) -> list[ir.Node]:
-    """The nodes that the results need, in their order. Unused results of a node lose their names."""
+    """The nodes that the results need, in their order."""
     needed = set(results)
     kept = []
     for node in reversed(nodes):

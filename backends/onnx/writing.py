@@ -15,7 +15,7 @@ import onnx_ir as ir
 from planform.compiler.ir import Graph
 
 from .contract import Fixture, write_contract
-from .lower import Parameters, lower
+from .lowering import Parameters, lower
 from .session import MODEL
 
 DATA = MODEL + ".data"

@@ -1,0 +1,46 @@
+"""A Gemma 2 small enough for the reference, with windows shorter than its inputs, and its forms."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+
+from planform.compiler.elaborate import elaborate
+from planform.compiler.ir import Graph
+from planform.compiler.parameters import initial
+from planform.compiler.passes.last import last_only
+from planform.compiler.passes.pack_qkv import PackQkv
+from planform.compiler.passes.residual_norm import ResidualNorm
+from planform.compiler.passes.stateful import stateful
+from planform.compiler.passes.unroll import unroll
+from planform.spec import load
+
+WINDOW, VOCAB = 8, 50
+DIMS = {"d": 32, "layers": 4, "heads": 4, "kv_heads": 2, "head_dim": 16, "ff": 48, "vocab": VOCAB, "window": WINDOW,
+        "query_scale": 16}  # fmt: skip
+
+
+@cache
+def gemma(**dims: int) -> Graph:
+    """The whole-sequence form: [tokens, position, document] -> logits."""
+    return elaborate(load("gemma2", "small", [f"{k}={v}" for k, v in {**DIMS, **dims}.items()]), "lm")
+
+
+def weights(graph: Graph, seed: int = 0) -> dict[str, np.ndarray]:
+    """Parameters by logical name, large enough that every part of the model shows in the logits."""
+    rng = np.random.default_rng(seed)
+    return {k: rng.normal(0, 0.3, v.shape).astype(np.float32) for k, v in initial(graph.parameters, seed).items()}
+
+
+def step(graph: Graph, *, last: bool = False) -> Graph:
+    return last_only(stateful(graph)) if last else stateful(graph)
+
+
+def fused(graph: Graph) -> Graph:
+    """With the passes whose ops have kernels of their own."""
+    return ResidualNorm()(PackQkv()(unroll(graph)))
+
+
+def tokens(batch: int, time: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, VOCAB, (batch, time)).astype(np.int32)

@@ -1,0 +1,135 @@
+"""Speed of an exported Gemma-2-like model (222M parameters) in plain onnxruntime, beside the memory's own.
+
+    python -m tests.benchmarks.onnx [--rounds 9] [--folder FOLDER]
+
+Prints one JSON line: prefill and decode in tokens/s, the share of the read bandwidth that decoding reaches
+(probed in every round, since machines are shared), and the same with the state copied at each step instead of
+kept in place. Medians with the range over the rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from planform.backends.onnx import Session, export
+from planform.backends.onnx.session import physical_cores
+from planform.compiler.elaborate import elaborate
+from planform.compiler.parameters import initial
+from planform.compiler.passes.last import last_only
+from planform.compiler.passes.stateful import stateful
+from planform.spec import load
+
+SIZE = {"vocab": 32768, "d": 1024, "layers": 12, "heads": 8, "kv_heads": 4, "head_dim": 128, "ff": 4096,
+        "window": 512, "query_scale": 128}  # fmt: skip
+PROMPT, STEPS, ROOM = 512, 24, 1024
+
+
+def exported(folder: Path) -> Path:
+    """The model in step form, with random weights."""
+    graph = elaborate(load("gemma2", "2b", [f"{k}={v}" for k, v in SIZE.items()]), "lm")
+    weights = initial(graph.parameters)
+    return export(last_only(stateful(graph)), weights.__getitem__, folder, max_positions=2048)
+
+
+def bandwidth(array: np.ndarray, threads: int) -> float:
+    """GB/s of reading memory: the largest entry of an array far beyond the caches."""
+    parts = np.array_split(array, 16 * threads)
+    with ThreadPoolExecutor(threads) as pool:
+        start = time.perf_counter()
+        list(pool.map(np.max, parts))
+        return array.nbytes / (time.perf_counter() - start) / 1e9
+
+
+def decode(session: Session, tokens: np.ndarray, steps: int = STEPS) -> float:
+    """Tokens/s of one stream after a prompt, greedily."""
+    session.reset(1, ROOM)
+    logits = session.advance(tokens)
+    for _ in range(2):
+        logits = session.advance(logits.argmax(-1))
+    start = time.perf_counter()
+    for _ in range(steps):
+        logits = session.advance(logits.argmax(-1))
+    return steps / (time.perf_counter() - start)
+
+
+def prefill(session: Session, tokens: np.ndarray) -> float:
+    """Tokens/s of reading a prompt at once."""
+    session.reset(1, ROOM)
+    start = time.perf_counter()
+    session.advance(tokens)
+    return tokens.size / (time.perf_counter() - start)
+
+
+def decode_copying(session: Session, tokens: np.ndarray) -> float:
+    """`decode` by plain `run` calls, whose states are new arrays at each step."""
+    s = session.session
+    sizes = {"batch": 1, "capacity": ROOM}
+    kinds = {"tensor(float)": np.float32, "tensor(int32)": np.int32}
+    states = {
+        i.name: np.zeros([sizes.get(d, d) for d in i.shape], kinds[i.type])
+        for i in s.get_inputs()
+        if i.name.startswith("past/")
+    }
+    names = ["logits", *(n.replace("past/", "present/") for n in states)]
+
+    def step(chunk: np.ndarray) -> np.ndarray:
+        count = np.array([chunk.shape[1]], np.int32)
+        found = s.run(names, {"tokens": chunk.astype(np.int32), "count": count, **states})
+        states.update(zip(states, found[1:], strict=True))
+        return found[0]
+
+    logits = step(tokens)
+    for _ in range(2):
+        logits = step(logits.argmax(-1))
+    start = time.perf_counter()
+    for _ in range(STEPS):
+        logits = step(logits.argmax(-1))
+    return STEPS / (time.perf_counter() - start)
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    return {k: round(f(values), 3) for k, f in (("median", statistics.median), ("low", min), ("high", max))}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--folder", type=Path, help="keep the model here, and use the one that is there")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = args.folder or Path(scratch) / "model"
+        if not (folder / "model.onnx").exists():
+            exported(folder)
+        size = (folder / "model.onnx.data").stat().st_size
+        session = Session(folder)
+        array = np.ones(1 << 27, np.float32)
+        tokens = np.random.default_rng(0).integers(0, SIZE["vocab"], (1, PROMPT)).astype(np.int32)
+        found: dict[str, list[float]] = {}
+
+        def measure(name: str, value: float) -> float:
+            found.setdefault(name, []).append(value)
+            return value
+
+        rows: list[tuple[str, Callable[[Session, np.ndarray], float]]] = [
+            ("prefill_tokens_s", prefill), ("decode_tokens_s", decode), ("decode_copying_tokens_s", decode_copying),
+        ]  # fmt: skip
+        for _ in range(args.rounds):
+            read = measure("read_gb_s", bandwidth(array, physical_cores()))
+            for name, row in rows:
+                speed = measure(name, row(session, tokens))
+                if name == "decode_tokens_s":
+                    measure("decode_share_of_bandwidth", speed * size / 1e9 / read)
+        print(json.dumps({"weights_mb": size // 10**6, **{k: spread(v) for k, v in found.items()}}))
+
+
+if __name__ == "__main__":
+    main()
