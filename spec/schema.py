@@ -55,15 +55,6 @@ def _one_or_more(value: Any) -> Any:
     raise PydanticCustomError("words", "a word or a list of words")
 
 
-def _strings(value: Any) -> Any:
-    if isinstance(value, dict):
-        for inner in value.values():
-            _strings(inner)
-    elif not isinstance(value, str):
-        raise PydanticCustomError("text_tree", "a mapping whose values are text")
-    return value
-
-
 _EXPRESSION_SCHEMA = WithJsonSchema({"type": ["string", "number", "boolean"], "description": "an expression"})
 _TEXT_SCHEMA = WithJsonSchema({"type": "string", "description": "`name = expr` lines and a last expression"})
 _WORDS_SCHEMA = WithJsonSchema(
@@ -170,6 +161,22 @@ class Precision(_Strict):
     state: FloatType | None = Field(None, description="Of streaming state such as a KV cache.")
 
 
+class WeightsFormat(_Strict):
+    """One other library's checkpoints."""
+
+    architecture: str | None = Field(None, description="What the library calls this architecture.")
+    config: dict[str, Any] | None = Field(
+        None,
+        description="Fields of its configuration: the name of a dim, or the value the field must have; "
+        "a list is cycled through the layers.",
+    )
+    tensors: dict[str, str] = Field(
+        description="Parameter paths, `[*]` for every layer, to tensor names, with `*` for the same number; "
+        '`name >> "(h e) d -> d h e"` where the layout differs.'
+    )
+    ignore: list[str] | None = Field(None, description="Tensors of theirs that hold nothing new.")
+
+
 class Document(_Strict):
     """A Planform spec."""
 
@@ -194,9 +201,9 @@ class Document(_Strict):
     sharding: dict[Word, Words] | None = Field(None, description="Dim names to mesh axes; earlier entries win.")
     train: Train | None = Field(None, description="How the model learns.")
     precision: Precision | None = Field(None, description="Floating point types.")
-    weights: Annotated[
-        Any, BeforeValidator(_strings), WithJsonSchema({"type": "object"})
-    ] = Field(None, description="Parameter paths to another library's tensor names.")  # fmt: skip
+    weights: dict[Word, WeightsFormat] | None = Field(
+        None, description="How other libraries name and lay out the parameters, by format: `huggingface`."
+    )
 
 
 def json_schema() -> dict[str, Any]:
