@@ -21,6 +21,7 @@ from planform.compiler.ir import Graph, Parameter
 from planform.spec import Diagnostic, Diagnostics, ShardingRule, Spec
 
 from .data import Share
+from .distributed import neighbours
 from .errors import UserError
 
 Axes = dict[str, int]
@@ -84,7 +85,7 @@ def provide_devices(count: int | None = None) -> None:
     # Too late once jax has begun, and somebody's own XLA_FLAGS go first.
     with suppress(RuntimeError):
         if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-            jax.config.update("jax_num_cpu_devices", count or _cores())
+            jax.config.update("jax_num_cpu_devices", count or max(_cores() // neighbours(), 1))
     there = jax.local_device_count()
     if count is not None and there < count:
         raise UserError(

@@ -30,8 +30,8 @@ Values = dict[str, float]
 class Observer(Protocol):
     """Who is told how a run goes; process 0 has one."""
 
-    def step(self, step: int, values: Values) -> None:
-        """After a step, a step late: loss, gradient_norm, learning_rate, tokens_per_second."""
+    def step(self, step: int, tokens: int, values: Values) -> None:
+        """After a step of so many tokens, a step late: loss, gradient_norm, learning_rate, tokens_per_second."""
 
     def evaluation(self, step: int, values: Values) -> None:
         """After a measurement on held-out data: heldout_loss, and bits_per_byte where the data is text."""
@@ -162,6 +162,8 @@ class Trainer:
             if waiting:
                 self._report(*waiting, clock)
             self.save(wait=True)
+        if not self._values:  # there was nothing left to do
+            self.measure()
         return Result(self.state.step, dict(self._values), clock.rate, stop.signal)
 
     def _step(self, batches: Iterator[Batch]) -> dict[str, Any]:
@@ -209,11 +211,17 @@ class Trainer:
             values["tokens_per_second"] = clock.last
         self._values.update(values)
         if self.observer:
-            self.observer.step(step, values)
+            self.observer.step(step, self._tokens, values)
 
     # -- now and then --------------------------------------------------------------------------------------
 
-    def evaluate(self) -> Values:
+    def evaluate(self) -> None:
+        """Measures, and tells the observer."""
+        values = self.measure()
+        if self.observer:
+            self.observer.evaluation(self.state.step, values)
+
+    def measure(self) -> Values:
         """The losses on held-out data, each a mean over all entries that have a target."""
         totals: dict[str, list[Any]] = {u.name: [] for u in self.updates.each}
         for batch in self.data.heldout(self.program.evaluate_batches):
@@ -228,8 +236,6 @@ class Trainer:
         if bits and len(totals) == 1:
             values["bits_per_byte"] = bits(values["heldout_loss"])
         self._values.update(values)
-        if self.observer:
-            self.observer.evaluation(self.state.step, values)
         return values
 
     def save(self, wait: bool = False) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ from planform.backends.xla.lower import Lowered
 from planform.backends.xla.policy import DTYPES
 from planform.compiler.analyses.sharding import Rules, spec_for
 from planform.compiler.ir import Graph, Input
+from planform.compiler.passes.pipeline import optimise
 from planform.compiler.program import Program, Update
 
 from .optimizer import Mask, Schedule, keep, mask, optimizer, schedule
@@ -49,14 +50,15 @@ class Updates:
         self.shardings: dict[str, NamedSharding] = {}
         self._owner: dict[str, Graph] = {}
         covered: set[str] = set()
-        for update in program.updates:
+        updates = [replace(u, loss=optimise(u.loss, "xla", "training")) for u in program.updates]
+        for update in updates:
             places = shardings(update.loss, layout.policy, layout.mesh, layout.rules)
             new = {n: s for n, s in storage(update.loss, layout.policy).items() if s.logical[0] not in covered}
             self.storage.update(new)
             self.shardings.update({n: places[n] for n in new})
             self._owner.update(dict.fromkeys(new, update.loss))
             covered.update(name for s in new.values() for name in s.logical)
-        self.each = tuple(OneUpdate(u, program, layout, self.storage, self.shardings) for u in program.updates)
+        self.each = tuple(OneUpdate(u, program, layout, self.storage, self.shardings) for u in updates)
 
     def initialise(self, seed: int) -> Arrays:
         """First values of all parameters."""

@@ -1,0 +1,79 @@
+"""What a run's folder says of itself: the spec it trains and the choices that were made, in `run.json`.
+
+Everything that comes after training (generate, export, eval) starts from the folder alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from planform.compiler.parameters import scatter
+from planform.spec import Spec, load_text
+
+from .checkpoint import read_arrays
+from .errors import UserError
+from .state import parameter_name
+
+FILE = "run.json"
+VERSION = 1
+
+
+def write_run(folder: Path, spec: Spec, overrides: Sequence[str], facts: Mapping[str, Any]) -> None:
+    """Writes `run.json`. Raises: UserError when the folder can't be written."""
+    path = Path(spec.source.name)
+    told = {
+        "version": VERSION,
+        "spec": {
+            "model": spec.name,
+            "name": spec.source.name,
+            "size": spec.size,
+            "overrides": list(overrides),
+            # Where the names of other files in it start.
+            "folder": str(path.resolve().parent) if path.is_file() else None,
+            "text": spec.source.text,
+        },
+        **facts,
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        beside = folder / f"{FILE}.part"
+        beside.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+        beside.replace(folder / FILE)
+    except OSError as error:
+        raise UserError(f"can't write in {folder}: {error.strerror or error}") from error
+
+
+def read_run(folder: str | Path) -> dict[str, Any]:
+    """What `run.json` says. Raises: UserError when there is none, or it is damaged."""
+    path = Path(folder) / FILE
+    try:
+        told: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        version = told["version"]
+    except OSError as error:
+        raise UserError(f"{folder} is not the folder of a training run", help="it has no run.json") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged: {error}", help="train again, or give another folder") from error
+    if version != VERSION:
+        raise UserError(f"{path} was written by another version of this program", help="use the version that made it")
+    return told
+
+
+def spec_of_run(folder: str | Path) -> Spec:
+    """The spec that a run trains, its size and overrides applied. Raises: UserError, SpecError."""
+    told = read_run(folder)["spec"]
+    base = Path(told["folder"]) if told["folder"] else None
+    return load_text(told["text"], told["name"], told["size"], tuple(told["overrides"]), base)
+
+
+def parameters_of_run(folder: str | Path, step: int | None = None) -> dict[str, np.ndarray]:
+    """The trained parameters by logical name, from the newest checkpoint or that of a step.
+
+    Raises: UserError when there is none.
+    """
+    arrays = read_arrays(folder, step, only=lambda name: parameter_name(name) is not None)
+    return scatter({str(parameter_name(name)): array for name, array in arrays.items()})

@@ -1,0 +1,198 @@
+"""From a spec to a trained model in a folder: what `planform train` does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from planform.backends.xla import Policy
+from planform.compiler.ir import Graph, Input
+from planform.compiler.ops.linear import Embed
+from planform.compiler.parameters import count
+from planform.compiler.program import Program, program
+from planform.compiler.recipes import Recipe
+from planform.spec import Diagnostic, Spec, SpecError
+
+from .checkpoint import steps as saved_steps
+from .data import ArrayData, DataSource, Share, TextData, Tokenizer, load_arrays, load_tokenizer, read_corpus
+from .distributed import processes
+from .errors import UserError
+from .mesh import Axes, check_mesh, default_axes, devices_of, make_mesh, mesh_text, provide_devices, rules_of, share_of
+from .metrics import Metrics
+from .progress import Progress
+from .run import write_run
+from .trainer import Result, Trainer, Values
+from .updates import Layout
+
+COMPUTE = {"float32": "f32", "bfloat16": "bf16", "float64": "f64"}
+"""What a training step can compute in, by its name in a spec; parameters stay float32, or float64 with float64."""
+
+MOMENTS = {"sgd": 0, "adam": 2, "adamw": 2}
+"""Numbers that an optimizer keeps per weight."""
+
+
+def train(
+    spec: Spec,
+    folder: str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    files: str | Path | Sequence[str | Path] | None = None,
+    tokenizer: str | Path | None = None,
+    steps: int | None = None,
+    batch: int | None = None,
+    accumulate: int | None = None,
+    seed: int | None = None,
+    mesh: Axes | None = None,
+    precision: str | None = None,
+    resume: bool = True,
+    quiet: bool = False,
+) -> Result:
+    """Runs the training program of a spec; everything it writes is in `folder`.
+
+    overrides  those that the spec was loaded with, so that the folder says so
+    files      text to train on, or the .npz of `arrays`; else what the spec says, else the standard library's source
+    tokenizer  "bytes", a tokenizer.json or its folder; else what the spec says
+    steps, batch, accumulate, seed  in place of the spec's
+    mesh       devices along named axes; None for `mesh.default_axes`
+    precision  float32, bfloat16 or float64, what to compute in
+    resume     go on where the folder's last checkpoint was (it must be of the same data, batch and seed); False
+               refuses a folder that has one
+    In a run of several processes all of them call it alike, after `distributed.begin`.
+
+    Raises: SpecError, UserError.
+    """
+    folder = Path(folder)
+    given = {"steps": steps, "batch": batch, "accumulate": accumulate, "seed": seed}
+    chosen = replace(program(spec), **{k: v for k, v in given.items() if v is not None})
+    if not resume and saved_steps(folder):
+        raise UserError(f"there is a run in {folder} already", help="choose another folder, or go on with that run")
+    policy = Policy(compute=_compute(spec, chosen, precision))  # type: ignore[arg-type]
+    if policy.compute == "f64":
+        jax.config.update("jax_enable_x64", True)
+    axes = mesh or _default(chosen)
+    graphs = [u.loss for u in chosen.updates]
+    check_mesh(spec, graphs, axes, chosen.batch, chosen.accumulate)
+    provide_devices(-(-devices_of(axes) // processes()))
+    layout = Layout(make_mesh(axes), rules_of(spec), policy)
+    share = share_of(layout.mesh, layout.rules, chosen.batch)
+    data, words = _data(chosen, share, folder, files, tokenizer)
+    first = jax.process_index() == 0
+    if first:
+        facts = _facts(chosen, data, layout, words)
+        write_run(folder, spec, overrides, facts)
+        if words:
+            (folder / "tokenizer").mkdir(exist_ok=True)
+            words.save(folder / "tokenizer")
+    with Trainer(chosen, data, layout, folder) as trainer:
+        begun = trainer.state.step
+        trainer.observer = log = Log(folder, chosen, begun, quiet or not first, first)
+        if begun:
+            log.progress.note(f"going on from step {begun}")
+        try:
+            return trainer.run()
+        finally:
+            log.close()
+
+
+class Log:
+    """The observer of `train`: curves in the folder, progress on standard error."""
+
+    def __init__(self, folder: Path, program: Program, begun: int, quiet: bool, first: bool) -> None:
+        self.metrics = Metrics(folder, begun, enabled=first)
+        self.progress = Progress(program.steps, begun, quiet=quiet)
+
+    def step(self, step: int, tokens: int, values: Values) -> None:
+        self.metrics.write(step, values)
+        losses = {k: v for k, v in values.items() if k.rpartition("/")[2] == "loss"}
+        self.progress.update(step, tokens, losses)
+
+    def evaluation(self, step: int, values: Values) -> None:
+        self.metrics.write(step, values)
+        shown = ", ".join(f"{k.replace('_', ' ')} {v:.4f}" for k, v in values.items())
+        self.progress.note(f"step {step}: {shown}")
+
+    def close(self) -> None:
+        self.progress.close()
+        self.metrics.close()
+
+
+def _default(chosen: Program) -> Axes:
+    provide_devices()
+    numbers = sum(count(u.loss) * (2 + MOMENTS[u.optimizer.name]) for u in chosen.updates)
+    return default_axes(chosen.batch, chosen.accumulate, 4 * numbers)
+
+
+def _compute(spec: Spec, chosen: Program, precision: str | None) -> str:
+    """What to compute in, by the policy's name. Raises: SpecError, UserError."""
+    if precision is not None:
+        if precision not in COMPUTE:
+            raise UserError(f"a training step can't compute in {precision}", help="one of " + ", ".join(COMPUTE))
+        return COMPUTE[precision]
+    asked = chosen.precision.get("compute", "float32")
+    kept = chosen.precision.get("parameters", "float64" if asked == "float64" else "float32")
+    spans = spec.precision.spans if spec.precision else {}
+    if asked not in COMPUTE:
+        raise SpecError(Diagnostic("PF0511", f"a training step can't compute in {asked}", spans["compute"],
+                                   help="one of " + ", ".join(COMPUTE)))  # fmt: skip
+    if kept != ("float64" if asked == "float64" else "float32"):
+        raise SpecError(Diagnostic("PF0511", f"parameters can't be trained in {kept} when computing in {asked}",
+                                   spans["parameters"], help="they are kept in float32, beside which "
+                                   "`compute: bfloat16` makes a step faster"))  # fmt: skip
+    return COMPUTE[asked]
+
+
+def _data(
+    chosen: Program,
+    share: Share,
+    folder: Path,
+    files: str | Path | Sequence[str | Path] | None,
+    tokenizer: str | Path | None,
+) -> tuple[DataSource, Tokenizer | None]:
+    recipe: Recipe = chosen.data
+    a = recipe.arguments
+    if recipe.name == "arrays":
+        file = files if files is not None else a["file"]
+        if file is None or not isinstance(file, (str, Path)):
+            raise UserError("this program trains on arrays and none are given", help="--files DATA.npz")
+        found = load_arrays(file)
+        missing = [f for f in recipe.fields if f not in found]
+        if missing:
+            raise UserError(f"{file} has no `{missing[0]}`", help=f"it has {', '.join(found)}")
+        picked = {f: found[f] for f in recipe.fields}
+        return ArrayData(picked, share, chosen.seed, portion=a["heldout"], source=str(file)), None
+    words = load_tokenizer(tokenizer if tokenizer is not None else a["tokenizer"])
+    for update in chosen.updates:
+        _check_vocabulary(update.loss, recipe.fields[0], words)
+    corpus = read_corpus(files if files is not None else a["files"], heldout=a["heldout"])
+    return TextData(corpus, words, a["length"], share, folder / "data", chosen.seed, recipe.fields[0]), words
+
+
+def _check_vocabulary(graph: Graph, name: str, words: Tokenizer) -> None:
+    """Raises: UserError when the table that embeds the tokens is smaller than the vocabulary."""
+    for node in graph.walk():
+        tokens = node.inputs[0] if node.inputs else None
+        if isinstance(node.op, Embed) and isinstance(tokens, Input) and tokens.name == name:
+            dim = node.inputs[1].type.dims[0]
+            if isinstance(dim.size, int) and dim.size < words.vocab_size:
+                raise UserError(
+                    f"the tokenizer {words.name} has {words.vocab_size} tokens, the model's table {dim.size}",
+                    help=f"--set {dim.name}={words.vocab_size}" if dim.name else None,
+                )
+
+
+def _facts(chosen: Program, data: DataSource, layout: Layout, words: Tokenizer | None) -> dict[str, Any]:
+    return {
+        "steps": chosen.steps,
+        "batch": chosen.batch,
+        "accumulate": chosen.accumulate,
+        "seed": chosen.seed,
+        "mesh": mesh_text(layout.mesh.shape),
+        "processes": jax.process_count(),
+        "compute": layout.policy.compute,
+        "tokenizer": words.name if words else None,
+        "data": data.describe(),
+    }
