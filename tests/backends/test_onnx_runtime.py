@@ -1,0 +1,97 @@
+"""What the installed onnxruntime must have and do for this backend; a new version that lacks it fails here."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+from planform.backends.onnx import lower
+from planform.backends.onnx.emitter import MICROSOFT
+from planform.backends.onnx.lowering import IR_VERSION, OPSET
+from planform.backends.onnx.session import options
+
+from .onnx_models import fused, gemma, step, weights
+
+# Ops with a float32 kernel of their own, by the version that opset 24 selects. Others would be expanded into
+# dozens of small ones (as Attention is from opset 25 on) or fail.
+KERNELS = {
+    ("", "Attention"): 24, ("", "RotaryEmbedding"): 23, ("", "RMSNormalization"): 23, ("", "Gelu"): 20,
+    ("", "LayerNormalization"): 17, ("", "MatMul"): 13, ("", "Einsum"): 12, ("", "GatherND"): 13,
+    (MICROSOFT, "GroupQueryAttention"): 1, (MICROSOFT, "SkipSimplifiedLayerNormalization"): 1,
+    (MICROSOFT, "FusedMatMul"): 1, (MICROSOFT, "QuickGelu"): 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("domain,name", KERNELS)
+def test_the_runtime_has_the_kernel(domain: str, name: str) -> None:
+    found = [
+        k for k in state.get_all_opkernel_def()
+        if k.op_name == name and k.domain == domain and k.provider == "CPUExecutionProvider"
+    ]  # fmt: skip
+    version = KERNELS[domain, name]
+    assert any(k.version_range[0] == version <= k.version_range[1] for k in found), [k.version_range for k in found]
+
+
+def test_every_standard_op_in_use_is_older_than_the_opset() -> None:
+    """`KERNELS` names the versions that a model of our opset really selects."""
+    for (domain, name), version in KERNELS.items():
+        if not domain:
+            assert onnx.defs.get_schema(name, OPSET).since_version == version
+
+
+def optimised(model: ir.Model, folder: Path) -> Counter[str]:
+    """Op counts of what the runtime makes of a model."""
+    settings = options(1, False)
+    settings.optimized_model_filepath = str(folder / "optimised.onnx")
+    ort.InferenceSession(ir.to_proto(model).SerializeToString(), settings, providers=["CPUExecutionProvider"])
+    return Counter(n.op_type for n in onnx.load(folder / "optimised.onnx").graph.node)
+
+
+def test_what_runs_is_what_was_written(tmp_path: Path) -> None:
+    """The runtime keeps our kernels and finds little to add: an exact histogram of the decoding graph."""
+    graph = fused(step(gemma(), last=True))
+    found = optimised(lower(graph, weights(gemma()).__getitem__).model, tmp_path)
+    assert found == {
+        "GroupQueryAttention": 4,
+        "MatMul": 20,
+        "FusedMatMul": 1,
+        "SkipSimplifiedLayerNormalization": 7,
+        "RMSNormalization": 10,
+        "Gelu": 4,
+        "Mul": 4 + 1 + 1,  # gates, sqrt(d), the final cap, whose first half goes into the product before it
+        "Tanh": 1,
+        "Gather": 1,
+        "Add": 3,  # the last residual, length + count (also the new length), the longest row
+        "Sub": 2,
+        "GatherND": 1,
+        "Unsqueeze": 2,
+        "Cast": 2,
+        "Shape": 1,
+        "Squeeze": 1,
+        "ReduceMax": 1,
+    }
+
+
+def test_a_cap_comes_before_the_mask() -> None:
+    """Of the standard Attention: capping a masked score would let hidden keys be seen."""
+    q = np.full((1, 1, 2, 8), 3.0, np.float32)
+    value = np.stack([np.ones(8), -np.ones(8)]).astype(np.float32)[None, None]
+    mask = np.array([[[[0, -1e30], [0, 0]]]], np.float32)
+    names = {"q": q, "k": q, "v": value, "m": mask}
+    inputs = [
+        ir.Value(name=n, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(a.shape)) for n, a in names.items()
+    ]
+    node = ir.node("Attention", inputs, attributes={"scale": 1.0, "softcap": 2.0})
+    node.outputs[0].name, node.outputs[0].type = "y", ir.TensorType(ir.DataType.FLOAT)
+    graph = ir.Graph(inputs, node.outputs, nodes=[node], opset_imports={"": OPSET}, name="cap")
+    model = ir.to_proto(ir.Model(graph, ir_version=IR_VERSION))
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    y = session.run(None, names)[0]
+    assert np.allclose(y[0, 0, 0], 1.0) and np.allclose(y[0, 0, 1], 0.0)
