@@ -16,7 +16,7 @@ def check_cycles(spec: Spec, known: Collection[str], found: Diagnostics) -> None
     edges: dict[str, list[Name]] = {}
     ours = prelude()
     for block in spec.blocks.values():
-        scope = ours if block.prelude else spec.blocks
+        scope = ours if block.prelude else {**spec.blocks, **spec.graphs}
         edges[block.name] = [n for n in block_names(block) if n.name in scope]
     for graph in spec.graphs.values():
         names = (n for n, _ in free_names(graph.body, graph.inputs))

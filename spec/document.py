@@ -198,7 +198,7 @@ def _choices(context: dict[str, Any]) -> list[str]:
 
 def _wanted(kind: str, context: dict[str, Any], fault: Any) -> tuple[str, str | None]:
     """What a value should have been, and advice if there is any."""
-    if kind in ("expression", "text", "words", "text_tree"):
+    if kind in ("expression", "text", "words"):
         return fault["msg"], None
     if kind == "literal_error":
         choices = _choices(context)

@@ -10,7 +10,7 @@ from .calls import check_calls
 from .cycles import check_cycles
 from .diagnostics import Diagnostic, Diagnostics, did_you_mean
 from .model import GraphDef, Section, Spec, TensorDecl
-from .scope import UNIVERSAL, expression_body, free_names, symbols
+from .scope import UNIVERSAL, bodies, expression_body, free_names, symbols
 
 _WORD = re.compile(r"[A-Za-z_]\w*")
 
@@ -50,11 +50,8 @@ class _Check:
         for block in self.spec.blocks.values():
             if block.prelude:
                 continue  # it is ours, and its names mean other things than here
-            bound = frozenset(p.name for p in block.parameters)
-            for parameter in block.parameters:
-                if parameter.default is not None:
-                    self.body(expression_body(parameter.default))
-            self.body(block.body, bound)
+            for body, bound in bodies(block):
+                self.body(body, bound)
         check_cycles(self.spec, self.known, self.found)
         for graph in self.spec.graphs.values():
             self.graph(graph)
@@ -70,6 +67,17 @@ class _Check:
             self.declaration(decl, dims)
         self.body(graph.body, frozenset(graph.inputs))
         names = [s.name for s in graph.body.statements if s.name]
+        last = graph.body.statements[-1]
+        if last.name is None:
+            self.found.add(
+                Diagnostic(
+                    "PF0226",
+                    f"the last value of graph `{graph.name}` has no name",
+                    last.value.span,
+                    "its callers can't select it",
+                    help="name it: `y = ...`",
+                )
+            )
         for name in graph.outputs:
             if name not in names:
                 self.found.add(
@@ -101,7 +109,7 @@ class _Check:
         # An op may introduce dims of its own by a pattern string; those can be sharded too.
         patterns = {
             word
-            for body in self.bodies()
+            for body in self.all_bodies()
             for statement in body.statements
             for node in statement.value.walk()
             if isinstance(node, String)
@@ -119,7 +127,7 @@ class _Check:
                     )
                 )
 
-    def bodies(self) -> Iterator[Body]:
+    def all_bodies(self) -> Iterator[Body]:
         for block in self.spec.blocks.values():
             yield block.body
         for graph in self.spec.graphs.values():

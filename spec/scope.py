@@ -3,24 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
 
-from .ast import Body, Call, Expr, Name
+from .ast import Body, Expr, Name, Statement
 from .model import BlockDef, GraphDef, Spec, TensorDecl
 from .source import Span
 
 UNIVERSAL = ("id", "in")
 """Names that mean something everywhere: the identity, and the last dim of a block's input."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Something that holds expressions: where it is, what it binds itself, and what is defined in it."""
-
-    title: str
-    bodies: tuple[Body, ...]
-    bound: frozenset[str] = frozenset()
-    block: BlockDef | None = None
 
 
 def symbols(spec: Spec) -> dict[str, Span]:
@@ -40,8 +29,6 @@ def declarations(spec: Spec) -> Iterator[TensorDecl]:
 
 def expression_body(expr: Expr) -> Body:
     """An expression as a body of one nameless statement."""
-    from .ast import Statement
-
     return Body((Statement(None, expr),), expr.span)
 
 
@@ -57,22 +44,21 @@ def free_names(body: Body, bound: Collection[str] = ()) -> Iterator[tuple[Name, 
             defined.add(statement.name)
 
 
-def calls(body: Body) -> Iterator[Call]:
-    for statement in body.statements:
-        for node in statement.value.walk():
-            if isinstance(node, Call):
-                yield node
-
-
 def block_names(block: BlockDef) -> Iterator[Name]:
     """The names that a block takes from outside: of its defaults and of its body."""
+    for body, bound in bodies(block):
+        for name, _ in free_names(body, bound):
+            yield name
+
+
+def bodies(block: BlockDef) -> Iterator[tuple[Body, frozenset[str]]]:
+    """The defaults and the body of a block with the names bound there; a default sees the parameters before it."""
+    bound: frozenset[str] = frozenset()
     for parameter in block.parameters:
         if parameter.default is not None:
-            for node in parameter.default.walk():
-                if isinstance(node, Name):
-                    yield node
-    for name, _ in free_names(block.body, [p.name for p in block.parameters]):
-        yield name
+            yield expression_body(parameter.default), bound
+        bound |= {parameter.name}
+    yield block.body, bound
 
 
 def output_names(graph: GraphDef) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from ruamel.yaml.error import MarkedYAMLError
 
@@ -46,6 +47,14 @@ def flow_cut(span: Span) -> Diagnostic | None:
 
 def explain(source: Source, error: MarkedYAMLError) -> Diagnostic:
     """Turns ruamel's error into a diagnostic at the line to change."""
+    found = _explain(source, error)
+    end = len(source.text)  # the place may be the end of the file, with no character to point at
+    if found.span is None or found.span.end <= end:
+        return found
+    return replace(found, span=Span(source, min(found.span.start, end), end))
+
+
+def _explain(source: Source, error: MarkedYAMLError) -> Diagnostic:
     mark = error.problem_mark or error.context_mark
     text = source.text
     at = min(mark.index, len(text)) if mark else 0

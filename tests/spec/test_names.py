@@ -94,6 +94,7 @@ def train(loss: str, data: str = "arrays(x)", optimizer: str = "adam(1)") -> str
         (spec(body="time = x >> f"), "PF0221", "time", "is already a dim"),
         (spec(blocks="f(n): |\n    n = linear(d)\n    n", body="y = x >> f(d)"), "PF0221", "n", "an argument of"),
         # outputs, stream, sharding
+        (spec(body="x >> f"), "PF0226", "x >> f", "has no name"),
         (spec(more="    outputs: [yy]\n"), "PF0226", "outputs", "did you mean `y`?"),
         (spec(more="    stream: tme\n"), "PF0226", "tme", "did you mean `time`?"),
         (spec(more="sharding: {bach: data}\n"), "PF0227", "bach", "did you mean `batch`?"),
@@ -121,6 +122,7 @@ def test_findings(text: str, code: str, at: str, said: str) -> None:
         spec(blocks="f(act): linear(d) >> act; h(act): f(act)", body="y = x >> h(relu) >> h(f(relu))"),
         spec(blocks="f: linear(d); g2(b): b(3); k(n): linear(n)", body="y = x >> f >> g2(k)"),
         spec(body="h = x >> f; y = h + x >> linear(in)"),
+        spec(blocks="f(n, m=2 * n, k=in): linear(n + m) >> linear(k)", body="y = x >> f(d)"),
         spec(blocks="f: linear(d); glu(n, act): linear(n) >> act", body="y = x >> f >> glu(3, relu)"),
         spec(body="y = x >> f >> mean(\"b t c -> b c\")", more="sharding: {c: tensor, batch: [data, fsdp]}\n"),
     ],

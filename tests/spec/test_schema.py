@@ -50,7 +50,7 @@ def findings(text: str) -> list[tuple[str, str, str | None]]:
             "PF0205", "t:3:22", "did you mean `bfloat16`?",
         ),
         ("planform: 1\nmodel: m\nsharding: {d: [1]}\n" + GRAPH, "PF0205", "t:3:12", None),
-        ("planform: 1\nmodel: m\nweights: {a: [x]}\n" + GRAPH, "PF0205", "t:3:1", None),
+        ("planform: 1\nmodel: m\nweights: {a: [x]}\n" + GRAPH, "PF0205", "t:3:11", "write `key: value` lines"),
         ("planform: 1\nmodel: m\nparams: {t: {init: zeros}}\n" + GRAPH, "PF0204", "t:3:10", None),
         ("planform: 1\nmodel: m\ngraphs: {g: {inputs: {}}}\n", "PF0204", "t:3:10", None),
         ("planform: 1\nmodel: m\ngraphs: {g: {inputs: {x: 'flot[b]'}, body: x}}\n", "PF0208", "t:3:27",
