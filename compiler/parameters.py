@@ -39,9 +39,23 @@ def layers(path: str) -> list[str]:
         [range(int(parts[i]), int(parts[i + 1]), int(parts[i + 2] or 1)) for i in range(1, len(parts), 4)],
     )
     return [
-        texts[0] + "".join(f"[{i}]{t}" for i, t in zip(index, texts[1:], strict=True))
-        for index in product(*ranges)
+        texts[0] + "".join(f"[{i}]{t}" for i, t in zip(index, texts[1:], strict=True)) for index in product(*ranges)
     ]
+
+
+def logical(path: str, index: tuple[int, ...]) -> str:
+    """The logical name of one entry of a stack: `a[0:6:2].b[0:2].w` at (1, 0) is `a[2].b[0].w`.
+
+    Where the index is longer than the name has slices, its last numbers count (the innermost repetitions);
+    where it is shorter, the last slices stay.
+    """
+    rest = iter(index[max(0, len(index) - len(stack_shape(path))) :])
+
+    def one(m: re.Match[str]) -> str:
+        i = next(rest, None)
+        return m[0] if i is None else f"[{range(int(m[1]), int(m[2]), int(m[3] or 1))[i]}]"
+
+    return _SLICE.sub(one, path)
 
 
 def gather(path: str, get: Callable[[str], np.ndarray]) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 from ..ir import Graph, Node, Origin, Value
 
-Outcome = Literal["fired", "near miss"]
+Outcome = Literal["fired", "near miss", "unused"]
 
 
 @dataclass(frozen=True)

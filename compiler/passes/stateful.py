@@ -17,6 +17,7 @@ from ..ops.contract import Op, StateDecl
 from ..ops.control import Repeat
 from ..ops.elementwise import Add
 from ..ops.sequence import Advance
+from ..parameters import slice_text, stack_shape
 from ..types import Dim, TensorType
 from .base import Names, Pass, Trace, uses
 
@@ -188,10 +189,13 @@ class _Level:
         inner = _Level(region, names, length, count, self.paths)
         inner.rewrite(inner_mapping)
         lead = stacked_dim(op.count)
-        kept = [
-            self._pass(k.path, v.name, v.type.with_dims((lead, *v.type.dims)), v.origin, k.stacked + 1)
-            for k, v in ((k, k.entry) for k in inner.kept)
-        ]
+        kept = []
+        for k in inner.kept:
+            path, stacked = k.path, k.stacked + 1
+            if len(stack_shape(path)) < stacked:  # the layers share a graph, whose paths are its own
+                path = f"{node.origin.path or 'repeat'}{slice_text(0, op.count, 1)}.{path}"
+            t = k.entry.type
+            kept.append(self._pass(path, k.entry.name, t.with_dims((lead, *t.dims)), k.entry.origin, stacked))
         slices = op.carries + op.stacks
         outer = [_present(self.graph, mapping[v], node) for v in node.inputs[:slices]]
         arguments: list[Value] = list(region.inputs[:slices])

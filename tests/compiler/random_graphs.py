@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from planform.compiler.ir import (
@@ -19,8 +21,9 @@ from planform.compiler.ir import (
 )
 from planform.compiler.ops import OPS
 from planform.compiler.ops.control import Repeat
-from planform.compiler.ops.elementwise import Add, Cast, Exp, Maximum, Mul, Neg, Sub, Tanh, number
+from planform.compiler.ops.elementwise import Add, Cast, Div, Maximum, Mul, Neg, Sub, Tanh, number
 from planform.compiler.ops.norm import GeluTanh, Softcap, Softmax
+from planform.compiler.parameters import initial
 from planform.compiler.size import symbol
 from planform.compiler.types import Dim, TensorType
 
@@ -29,27 +32,48 @@ PLACES = [None, "model.yaml:3:7", "a folder/model.yaml:12:1"]
 WORDS = ["x", "attend.key", "h_2", "odd name", "0"]
 
 
-def random_graph(seed: int, ops: list[str] | None = None) -> Graph:
+@dataclass
+class Example:
+    """A graph with arrays to run it on."""
+
+    graph: Graph
+    inputs: dict[str, np.ndarray]
+
+    @property
+    def parameters(self) -> dict[str, np.ndarray]:
+        return {k: v + 0.1 for k, v in initial(self.graph.parameters).items()}
+
+
+def random_graph(seed: int) -> Graph:
     """A graph with every kind of input, a few nodes of any op and up to two nested repetitions."""
+    return random_example(seed).graph
+
+
+def random_example(seed: int) -> Example:
+    """Such a graph and legal values of its inputs, buffers and states."""
     rng = np.random.default_rng(seed)
     b = Builder(str(rng.choice(["lm", "field net", "g"])), stream=str(rng.choice(["time", "rows"])))
     dims = (Dim("batch", symbol("batch")), Dim("time", symbol("time") // 4 + 3), Dim("d", 4))
-    x: Value = b.add(Input("x", TensorType("f32", dims), _origin(rng), rng.choice(["zeros", "iota"])))
+    x: Value = b.add(Input("x", TensorType("f32", dims), _origin(rng), rng.choice(["zeros", "iota", None])))
     y: Value = b.add(_parameter(rng, "w", TensorType("f32", dims[-1:])))
     b.add(Buffer("mean", TensorType("f64", dims[:1]), path="g.mean", init=Init("ones")))
     b.add(State("h", TensorType("i32", (Dim(None, symbol("time")),)), _origin(rng), path="g.h"))
-    outputs = {"y": _body(rng, b, b, [x, y], int(rng.integers(1, 7)), depth=2)}
-    for name in rng.choice(ops or DRAWABLE, int(rng.integers(0, 4))):
+    arrays = {"x": rng.normal(size=(2, 4, 4)), "g.mean": np.ones(2), "g.h": np.arange(5)}
+    z = _body(rng, b, b, [x, y], int(rng.integers(1, 7)), depth=2)
+    outputs = {"y": b.emit(Tanh(), z)}
+    for name in rng.choice(DRAWABLE, int(rng.integers(0, 4))):
         op, inputs = OPS[name].draw(rng)
         b.origin = _origin(rng)
-        made = b.emit(op, *(b.add(Input(str(rng.choice(WORDS)), t, b.origin)) for t, _ in inputs))
+        given = [b.add(Input(str(rng.choice(WORDS)), t, b.origin)) for t, _ in inputs]
+        arrays.update({v.name: array for v, (_, array) in zip(given, inputs, strict=True)})
+        made = b.emit(op, *given)
         for v in made if isinstance(made, tuple) else (made,):
             outputs[f"{name} {len(outputs)}" if rng.random() < 0.3 else f"{name}.{len(outputs)}"] = v
-    return b.finish(outputs)
+    return Example(b.finish(outputs), arrays)
 
 
 def _origin(rng: np.random.Generator) -> Origin:
-    return Origin(str(rng.choice(["", "lm.layer[0:4:2].feed", "odd path", "-x"])), rng.choice(PLACES))
+    return Origin(str(rng.choice(["", "lm.layer[0:99:2].feed", "odd path", "-x"])), rng.choice(PLACES))
 
 
 def _parameter(rng: np.random.Generator, name: str, t: TensorType, stacked: int = 0) -> Parameter:
@@ -69,14 +93,20 @@ def _body(rng: np.random.Generator, b: Builder, root: Builder, values: list[Valu
             constant = float(rng.normal()) if rng.random() < 0.5 else int(rng.integers(0, 3))
             values.append(number(b, constant))
         elif kind == 1:
-            unary = [Neg(), Exp(), Tanh(), GeluTanh(), Softmax(), Cast("f32"), Softcap(float(rng.uniform(1, 3)))]
+            unary = [Neg(), Neg(), Tanh(), GeluTanh(), Softmax(), Cast("f32"), Softcap(float(rng.uniform(1, 3)))]
             values.append(b.emit(unary[rng.integers(len(unary))], same[rng.integers(len(same))]))
         elif kind == 2 and depth:
             values.append(_repeat(rng, b, root, same[rng.integers(len(same))], values, depth - 1))
         else:
             binary = [Add(), Sub(), Mul(), Maximum()]
             pair = [same[rng.integers(len(same))], values[rng.integers(len(values))]]
+            if rng.random() < 0.2:
+                pair[1] = number(b, float(rng.choice([0.0, 1.0, -2.5])))
+            if rng.random() < 0.3:
+                pair.reverse()
             values.append(b.emit(binary[rng.integers(len(binary))], *pair))
+            if kind == 5 and rng.random() < 0.5:
+                values.append(b.emit(Div(), values[-1], number(b, 4.0)))
     return next(v for v in reversed(values) if v.type == x.type)
 
 
@@ -87,7 +117,7 @@ def _repeat(rng: np.random.Generator, b: Builder, root: Builder, x: Value, value
     body, outer = [carry], []
     if b is root and rng.random() < 0.7:
         t = TensorType("f32", (stacked_dim(count), Dim("d", 4)))
-        outer.append(root.add(_parameter(rng, "stack", t, 1)))
+        outer.append(root.add(_parameter(rng, f"layer[0:{count}].stack", t, 1)))
         body.append(inner.add(Argument("slice", t.without([0]))))
     stacks = len(outer)
     for v in (v for v in values[:3] if rng.random() < 0.5):

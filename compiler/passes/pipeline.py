@@ -1,0 +1,96 @@
+"""Which passes a backend runs, in which order, and why.
+
+A pass is either needed for what it makes (a step form, an output) or used for its speed. The latter are in
+GAINS with what they were measured to gain on each backend (time without / time with, on a small Gemma-2-like
+model; `python -m tests.benchmarks.passes` makes the figures), and run only where that is a gain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from ..ir import Graph
+from .base import Explanation, Pass, Trace
+from .canonicalise import Canonicalise
+from .cse import CommonSubexpressions
+from .dead import DeadCode
+from .fold import FoldConstants
+from .local_attention import LocalAttention
+from .loss_head import LossHead
+from .loss_weight import LossWeight
+from .pack_qkv import PackQkv
+from .residual_norm import ResidualNorm
+from .stateful import Stateful
+
+Backend = Literal["reference", "xla", "onnx"]
+Form = Literal["training", "step"]
+
+CLEANUP: tuple[Pass, ...] = (Canonicalise(), FoldConstants(), CommonSubexpressions(), DeadCode())
+
+
+@dataclass(frozen=True)
+class Gain:
+    """A pass and what it gains by (backend, form): time without it over time with it; absent: not used there."""
+
+    make: Pass
+    measured: tuple[tuple[Backend, Form, float], ...]
+
+    def on(self, backend: Backend, form: Form) -> float | None:
+        return next((ratio for b, f, ratio in self.measured if (b, f) == (backend, form)), None)
+
+
+GAINS: tuple[Gain, ...] = (
+    Gain(LossHead(), ()),
+    Gain(LocalAttention(), ()),
+    Gain(PackQkv(), ()),
+    Gain(ResidualNorm(), ()),
+)
+
+
+def pipeline(backend: Backend, form: Form) -> tuple[Pass, ...]:
+    """The passes of a backend for a training graph, or for one that is to run step by step.
+
+    The reference runs graphs as they are: what it says must not depend on any rewrite.
+    """
+    needed: tuple[Pass, ...] = (Stateful(),) if form == "step" else (LossWeight(),)
+    if backend == "reference":
+        return needed
+    return (*needed, *CLEANUP, *(g.make for g in GAINS if (g.on(backend, form) or 0.0) > 1.0))
+
+
+def optimise(
+    graph: Graph,
+    backend: Backend,
+    form: Form,
+    trace: Trace | None = None,
+    after: Callable[[Pass, Graph], None] | None = None,
+) -> Graph:
+    """The graph after the passes of `pipeline`; `after` sees it behind each of them.
+
+    Raises: SpecError where a pass refuses the graph (`form` "step" of a graph that isn't causal).
+    """
+    trace = trace if trace is not None else Trace()
+    for p in pipeline(backend, form):
+        graph = p(graph, trace)
+        if after:
+            after(p, graph)
+    return graph
+
+
+def explain(graph: Graph, backend: Backend, form: Form = "training") -> list[Explanation]:
+    """What each rule did to a graph on its way to a backend, and what nearly matched and why it did not.
+
+    Passes that are not used on the backend are asked too; their findings come last and say so.
+    Raises: SpecError as `optimise` does.
+    """
+    trace = Trace()
+    graph = optimise(graph, backend, form, trace)
+    unused = Trace()
+    for g in GAINS:
+        if backend != "reference" and g.make not in pipeline(backend, form):
+            g.make(graph, unused)
+    note = f"would fire, but no gain was measured on {backend}"
+    others = [Explanation(e.rule, "unused", e.op, e.origin, note) for e in unused.explanations if e.outcome == "fired"]
+    return trace.explanations + others
