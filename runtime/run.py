@@ -15,12 +15,15 @@ import numpy as np
 from planform.compiler.parameters import scatter
 from planform.spec import Spec, load_text
 
-from .checkpoint import read_arrays
+from .checkpoint import read_arrays, steps
 from .errors import UserError
 from .state import parameter_name
+from .tensor_files import TensorFolder
 
 FILE = "run.json"
 VERSION = 1
+WEIGHTS = "weights"
+"""The folder of imported weights."""
 
 
 def write_run(folder: Path, spec: Spec, overrides: Sequence[str], facts: Mapping[str, Any]) -> None:
@@ -70,10 +73,14 @@ def spec_of_run(folder: str | Path) -> Spec:
     return load_text(told["text"], told["name"], told["size"], tuple(told["overrides"]), base)
 
 
-def parameters_of_run(folder: str | Path, step: int | None = None) -> dict[str, np.ndarray]:
-    """The trained parameters by logical name, from the newest checkpoint or that of a step.
+def parameters_of_run(folder: str | Path, step: int | None = None) -> Mapping[str, np.ndarray]:
+    """The parameters by logical name: from the newest checkpoint or that of a step, or as they were imported, in
+    which case each is read from disk when it is asked for.
 
-    Raises: UserError when there is none.
+    Raises: UserError when there are none.
     """
+    imported = Path(folder) / WEIGHTS
+    if step is None and imported.is_dir() and not steps(folder):
+        return TensorFolder(imported)
     arrays = read_arrays(folder, step, only=lambda name: parameter_name(name) is not None)
     return scatter({str(parameter_name(name)): array for name, array in arrays.items()})
