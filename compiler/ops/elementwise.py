@@ -11,7 +11,7 @@ import numpy as np
 
 from ..ir import Builder, Value
 from ..types import DTYPES, TensorType, TypeMismatch, align, broadcast, promote, scalar
-from .contract import At, Op, register
+from .contract import At, Cost, Op, register
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 
@@ -191,6 +191,9 @@ class Constant(Op):
 
     def reference(self, at: At, *arrays: np.ndarray) -> np.ndarray:
         return np.asarray(self.value, np.float64 if at.outputs[0].is_float else at.outputs[0].numpy)
+
+    def cost(self, *inputs: TensorType) -> Cost:
+        return Cost(0, 1)
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> tuple[Op, list[Any]]:
