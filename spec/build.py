@@ -96,10 +96,6 @@ class Builder:
         for name, entry in _entries(node):
             value = plain(entry.value)
             axes = tuple(value) if isinstance(value, list) else (str(value),)
-            if len(set(axes)) < len(axes):
-                self.found.add(
-                    Diagnostic("PF0401", f"a mesh axis is named twice for `{name}`", place(entry.value, entry.key))
-                )
             span = entry.value.span if isinstance(entry.value, Sequence) else place(entry.value, entry.key)
             rules.append(ShardingRule(name, axes, entry.key.span, span))
         return tuple(rules)

@@ -27,8 +27,7 @@ _SIZE = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"
 
 DTYPES = (
     "float", "int", "bool",
-    "float16", "bfloat16", "float32", "float64",
-    "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64",
+    "float16", "bfloat16", "float32", "float64", "int8", "int32", "int64", "uint8",
 )  # fmt: skip
 """What an input's type can be: a kind whose width `precision` decides, or an exact one."""
 
