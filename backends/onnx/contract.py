@@ -102,7 +102,7 @@ def write_contract(
         "ir_version": IR_VERSION,
         "opsets": dict(graph.opset_imports),
         "files": {p.name: _fingerprint(p) for p in sorted(folder.iterdir())},
-        "inputs": [_tensor(v) for v in graph.inputs if v not in kept],
+        "inputs": [_input(v, lowered.below) for v in graph.inputs if v not in kept],
         "outputs": [_tensor(v) for v in graph.outputs if v not in kept],
         "tokenizer": "tokenizer.json" if has_tokenizer else None,
     }
@@ -207,6 +207,11 @@ def _tensor(v: ir.Value) -> dict[str, Any]:
     assert v.shape is not None and v.dtype is not None
     shape = [d if isinstance(d, int) else str(d.value) for d in v.shape]
     return {"name": v.name, "dtype": v.dtype.numpy().name, "shape": shape}
+
+
+def _input(v: ir.Value, below: Mapping[str, int]) -> dict[str, Any]:
+    about = _tensor(v)
+    return {**about, "below": below[about["name"]]} if about["name"] in below else about
 
 
 def _state(s: StateLayout) -> dict[str, Any]:

@@ -73,7 +73,8 @@ def is_weight(value: ir.Value) -> bool:
 
 @dataclass
 class Emitter:
-    """`path` names what is emitted; `max_positions` is how many positions tables of angles cover."""
+    """`path` names what is emitted; `max_positions` is the longest stream, and how many positions tables of
+    angles cover; `below` says of integer inputs what they must be below, as rows of a table."""
 
     max_positions: int = 8192
     path: str = ""
@@ -82,6 +83,7 @@ class Emitter:
     made: dict[ir.Value, Made] = field(default_factory=dict)
     joint: dict[tuple[ir.Value, ...], ir.Value] = field(default_factory=dict)  # parts -> what they are split from
     states: list[StateLayout] = field(default_factory=list)
+    below: dict[str, int] = field(default_factory=dict)
     sizes: dict[str, tuple[ir.Value, int]] = field(default_factory=dict)  # symbol -> (input, axis)
     _merged: dict[tuple[ir.Value, int], ir.Value] = field(default_factory=dict)
     _flat: dict[ir.Value, ir.Value] = field(default_factory=dict)

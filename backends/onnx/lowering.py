@@ -41,11 +41,13 @@ class Lowered:
             the repetitions around it): the very key that the reference's `watch` gets. An array under the
             name has the value's entries in their order, but dims may be merged.
     states  how streaming states are kept
+    below   what the entries of integer inputs must be below (they look up rows of a table), by name
     """
 
     model: ir.Model
     names: dict[tuple[Value, Index], str]
     states: list[StateLayout]
+    below: dict[str, int]
     max_positions: int
 
 
@@ -197,7 +199,7 @@ def lower(
     Args:
         graph: inputs and states become the model's inputs; a state `p` is `past/p`, its successor `present/p`.
         parameters: gives each logical parameter when its numbers are written; not called before.
-        max_positions: how many positions the tables of rotary angles cover.
+        max_positions: the longest stream that a step form is made for.
         metadata: written into the model's own metadata.
     Raises: CannotLower where an op has no ONNX form.
     """
@@ -247,7 +249,7 @@ def lower(
     # A cache in the kernel's layout has other entries than the reference's ring.
     computed = {x for n in nodes for x in n.outputs} - {s.present for s in m.states if s.layout != "plain"}
     names = {key: str(x.name) for key, x in run.values.items() if x in computed}
-    return Lowered(model, names, m.states, max_positions)
+    return Lowered(model, names, m.states, m.below, max_positions)
 
 
 def flatten(x: Any) -> list[ir.Value]:

@@ -12,7 +12,8 @@ A language model in step form: one file takes a prompt and then one token after 
 How to run it
 -------------
 Every call takes the next chunk of each stream in the batch. `count` says how many entries of each row are
-valid (rows are padded at their end; a stream's first chunk has at least one). Every state named under
+valid (rows are padded at their end; a stream's first chunk has at least one). Entries of an input with
+`below` are at least 0 and below that number. Every state named under
 `states` in the contract goes in under `input` and comes out under `output`; it starts as zeros. In its shape
 `batch` is the number of streams and `capacity` the room for a stream, padding included, at most
 `max_positions`. A state with `in_place` may share its memory with its successor (bind the same buffer as

@@ -42,7 +42,7 @@ def export(
         graph: a whole-sequence graph, or one in step form.
         parameters: the array of a logical parameter name.
         metadata: what the contract and the model say of their origin (`spec`, `size`, `hash`).
-        max_positions: the longest stream that the tables of rotary angles cover (step form only).
+        max_positions: the longest stream that a step form is made for.
         fixture: inputs with expected outputs, for `verify_contract` and for anybody else.
         tokenizer: a file to put beside the model.
     Returns: the folder. Raises: CannotLower for a graph that has no ONNX form, OSError where the disk fails.

@@ -69,7 +69,7 @@ def test_the_contract_says_how_to_run_it(artefact: Path) -> None:
     assert contract["format"] == 1 and contract["form"] == "step" and contract["max_positions"] == 64
     assert contract["origin"] == {"size": "small", "spec": "gemma2"}
     assert contract["inputs"] == [
-        {"name": "tokens", "dtype": "int32", "shape": ["batch", "time"]},
+        {"name": "tokens", "dtype": "int32", "shape": ["batch", "time"], "below": VOCAB},
         {"name": "count", "dtype": "int32", "shape": ["batch"]},
     ]
     assert contract["outputs"] == [{"name": "logits", "dtype": "float32", "shape": ["batch", 1, VOCAB]}]

@@ -132,8 +132,10 @@ def _group_query(m: Emitter, node: Node, states: list[StateLayout], *inputs: ir.
     op: Any = node.op
     q, k, v, key_cache, value_cache, length, count = inputs
     qt, kt, vt = (x.type for x in node.inputs[:3])
+    # A window that no stream outgrows is none, and then the cache is no larger than the stream.
+    window = op.window if op.window and op.window < m.max_positions else None
     for state in states:
-        _lay_out(state, op.window)
+        _lay_out(state, window)
 
     def lengths() -> tuple[ir.Value, ir.Value]:
         """(index of each row's last key, a bound of the longest row), as the kernel wants them."""
@@ -156,10 +158,20 @@ def _group_query(m: Emitter, node: Node, states: list[StateLayout], *inputs: ir.
         *three,
         key_cache, value_cache, last, total, cos, sin, *[None] * 7, count,
         outputs=3, num_heads=qt.sizes[2], kv_num_heads=kt.sizes[2], scale=op.scale, softcap=op.softcap or 0.0,
-        do_rotary=int(rotation is not None), local_window_size=op.window or -1,
-        sliding_window_cache=int(op.window is not None),
+        do_rotary=int(rotation is not None), local_window_size=window or -1,
+        sliding_window_cache=int(window is not None),
     )  # fmt: skip
+    # The kernel leaves rows of padding as it found the memory: not a number, perhaps, which a later op that
+    # masks by multiplying would spread to real rows.
+    valid = m.shared(("valid", count.name, str(qt.sizes[1])), lambda: _valid(m, count, qt.sizes[1]))
+    y = m.op("Where", valid, y, m.constant(0.0))
     return m.split(y, node.output.type, 2), present_key, present_value
+
+
+def _valid(m: Emitter, count: ir.Value, time: Size) -> ir.Value:
+    """bool[batch, time, 1]: which entries of a chunk are no padding."""
+    within = m.op("Less", _row(m, time), m.op("Unsqueeze", m.op("Cast", count, to=ir.DataType.INT64), m.integers(1)))
+    return m.op("Unsqueeze", within, m.integers(2))
 
 
 def _lay_out(state: StateLayout, window: int | None) -> None:

@@ -76,6 +76,8 @@ def side_by_side(m: Emitter, weights: list[ir.Value], axis: int) -> ir.Value:
 
 @rule("embed")
 def embed(m: Emitter, node: Node, x: ir.Value, table: ir.Value) -> ir.Value:
+    if x.producer() is None:  # an input of the model
+        m.below[str(x.name)] = int(node.inputs[1].type.sizes[0])  # type: ignore[arg-type]
     return m.op("Gather", table, x)
 
 
