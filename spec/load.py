@@ -89,6 +89,8 @@ def _document(source: Found, chain: tuple[tuple[str, Span | None], ...]) -> Mapp
     span = entry.value.content
     base = find(entry.value.text, source.folder, span)
     chain = (*chain, (source.identity, span))
+    if len(chain) > 20:
+        raise SpecError(Diagnostic("PF0209", "more than 20 specs extend one another in a row", span))
     if base.identity in [identity for identity, _ in chain]:
         raise SpecError(
             Diagnostic(

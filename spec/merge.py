@@ -77,7 +77,7 @@ def split_override(text: str) -> tuple[Source, list[Span], Span]:
     """
     source = Source(f"<--set {text}>", text)
     name, equals, _ = text.partition("=")
-    if not equals or not re.fullmatch(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_@-]+)*", name.strip()):
+    if not equals or name.count(".") > 10 or not re.fullmatch(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_@-]+)*", name.strip()):
         raise SpecError(
             Diagnostic(
                 "PF0207",

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from planform.spec import Diagnostics, SpecError, as_json, check_names, load_text, render
+from planform.spec import Diagnostics, SpecError, as_json, check_names, load, load_text, render
 
 from .mutations import corpus, limits, mutate
 from .systems import OPS
@@ -53,6 +53,52 @@ def test_mutations() -> None:
 @pytest.mark.slow
 def test_many_mutations() -> None:
     survive(range(300, 5300))
+
+
+def test_overrides() -> None:
+    names = (
+        "d",
+        "dims",
+        "train",
+        "batch",
+        "blocks",
+        "layer",
+        "lm",
+        "sizes",
+        "small",
+        "x",
+        "inputs",
+        "weights",
+        "",
+        "0",
+    )
+    values = (
+        "3",
+        "null",
+        "[a, b]",
+        "{a: 1}",
+        "'x'",
+        "[",
+        "{",
+        "norm >> f(",
+        "9" * 50,
+        "",
+        " ",
+        "a: b",
+        "~",
+        "*x",
+        "\t",
+    )
+    for seed in range(100):
+        rng = random.Random(seed)
+        path = ".".join(rng.choice(names) for _ in range(rng.choice([1, 1, 2, 2, 3, 5])))
+        try:
+            load("gemma2@small", overrides=[f"{path}{rng.choice(['=', '=', ' = ', ''])}{rng.choice(values)}"])
+        except SpecError as error:
+            assert all(render(d).encode("utf-8") for d in error.diagnostics)
+    for text in (".".join(["train"] * 5000) + "=1", "=", "a" * 10**6, "\ud800=1", "train=" + "[" * 10**5):
+        with pytest.raises(SpecError):
+            load("gemma2@small", overrides=[text])
 
 
 @pytest.mark.parametrize(
