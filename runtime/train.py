@@ -44,6 +44,7 @@ def train(
     tokenizer: str | Path | None = None,
     steps: int | None = None,
     batch: int | None = None,
+    length: int | None = None,
     accumulate: int | None = None,
     seed: int | None = None,
     mesh: Axes | None = None,
@@ -56,7 +57,7 @@ def train(
     overrides  those that the spec was loaded with, so that the folder says so
     files      text to train on, or the .npz of `arrays`; else what the spec says, else the standard library's source
     tokenizer  "bytes", a tokenizer.json or its folder; else what the spec says
-    steps, batch, accumulate, seed  in place of the spec's
+    steps, batch, length, accumulate, seed  in place of the spec's
     mesh       devices along named axes; None for `mesh.default_axes`
     precision  float32, bfloat16 or float64, what to compute in
     resume     go on where the folder's last checkpoint was (it must be of the same data, batch and seed); False
@@ -66,8 +67,10 @@ def train(
     Raises: SpecError, UserError.
     """
     folder = Path(folder)
-    given = {"steps": steps, "batch": batch, "accumulate": accumulate, "seed": seed}
+    given: dict[str, Any] = {"steps": steps, "batch": batch, "accumulate": accumulate, "seed": seed}
     chosen = replace(program(spec), **{k: v for k, v in given.items() if v is not None})
+    if length is not None:
+        chosen = _with_length(chosen, length)
     if not resume and saved_steps(folder):
         raise UserError(f"there is a run in {folder} already", help="choose another folder, or go on with that run")
     policy = Policy(compute=_compute(spec, chosen, precision))  # type: ignore[arg-type]
@@ -82,7 +85,7 @@ def train(
     data, words = _data(chosen, share, folder, files, tokenizer)
     first = jax.process_index() == 0
     if first:
-        facts = _facts(chosen, data, layout, words)
+        facts = {**_facts(chosen, data, layout, words), "files": _absolute(files)}
         write_run(folder, spec, overrides, facts)
         if words:
             (folder / "tokenizer").mkdir(exist_ok=True)
@@ -118,6 +121,13 @@ class Log:
     def close(self) -> None:
         self.progress.close()
         self.metrics.close()
+
+
+def _with_length(chosen: Program, length: int) -> Program:
+    """The program with windows of `length` tokens. Raises: UserError where its data aren't text."""
+    if chosen.data.name != "text":
+        raise UserError(f"only text has a length, this program trains on {chosen.data.name}", help="leave --length out")
+    return replace(chosen, data=replace(chosen.data, arguments={**chosen.data.arguments, "length": length}))
 
 
 def _default(chosen: Program) -> Axes:
@@ -182,6 +192,13 @@ def _check_vocabulary(graph: Graph, name: str, words: Tokenizer) -> None:
                     f"the tokenizer {words.name} has {words.vocab_size} tokens, the model's table {dim.size}",
                     help=f"--set {dim.name}={words.vocab_size}" if dim.name else None,
                 )
+
+
+def _absolute(files: str | Path | Sequence[str | Path] | None) -> list[str] | None:
+    """Where the data given on the command line are, for `eval`."""
+    if files is None:
+        return None
+    return [str(Path(f).resolve()) for f in ([files] if isinstance(files, (str, Path)) else files)]
 
 
 def _facts(chosen: Program, data: DataSource, layout: Layout, words: Tokenizer | None) -> dict[str, Any]:
