@@ -183,7 +183,7 @@ def share_of(mesh: Mesh, rules: Rules, batch: int) -> Share:
     Raises: UserError when these are not one contiguous part, the same size for all.
     """
     sharding = NamedSharding(mesh, PartitionSpec(batch_axes(rules, mesh.axis_names) or None))
-    held = {s[0].indices(batch)[:2] for s in sharding.addressable_devices_indices_map((batch,)).values()}
+    held = {s[0].indices(batch)[:2] for s in sharding.addressable_devices_indices_map((batch,)).values() if s}
     first, last = min(a for a, _ in held), max(b for _, b in held)
     rows = last - first
     if sum(b - a for a, b in held) != rows or batch % rows or first % rows:

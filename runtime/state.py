@@ -64,11 +64,6 @@ def restore(
     return State(both.pop(PARAMETERS), both, step)
 
 
-def place(get: Callable[[tuple[slice, ...]], np.ndarray], like: jax.Array) -> jax.Array:
-    """An array shaped and placed as `like`, from a function that gives its parts."""
-    return jax.make_array_from_callback(like.shape, like.sharding, get)
-
-
 def _flat(tree: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
     leaves, structure = jax.tree_util.tree_flatten_with_path(dict(tree))
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}, structure
@@ -90,7 +85,7 @@ def _regrouped(found: Mapping[str, np.ndarray], like: Mapping[str, jax.Array]) -
         if array.shape != want.shape or array.dtype != want.dtype:
             theirs, mine = f"{array.dtype}{list(array.shape)}", f"{want.dtype}{list(want.shape)}"
             raise UserError(f"{name} is {theirs} in the checkpoint and {mine} in the model", help=_OTHER)
-        out[name] = place(array.__getitem__, want)
+        out[name] = jax.make_array_from_callback(want.shape, want.sharding, array.__getitem__)  # type: ignore[arg-type]
     if logical:
         raise UserError(f"the model has no {next(iter(logical))}, the checkpoint has", help=_OTHER)
     return out
