@@ -82,7 +82,7 @@ def train(
     provide_devices(-(-devices_of(axes) // processes()))
     layout = Layout(make_mesh(axes), rules_of(spec), policy)
     share = share_of(layout.mesh, layout.rules, chosen.batch)
-    data, words = _data(chosen, share, folder, files, tokenizer)
+    data, words = open_data(chosen, share, folder, files, tokenizer)
     first = jax.process_index() == 0
     if first:
         facts = {**_facts(chosen, data, layout, words), "files": _absolute(files)}
@@ -155,13 +155,17 @@ def _compute(spec: Spec, chosen: Program, precision: str | None) -> str:
     return COMPUTE[asked]
 
 
-def _data(
+def open_data(
     chosen: Program,
     share: Share,
     folder: Path,
     files: str | Path | Sequence[str | Path] | None,
     tokenizer: str | Path | None,
 ) -> tuple[DataSource, Tokenizer | None]:
+    """The data of a program, and the tokenizer where they are text; `files` and `tokenizer` as `train` takes them.
+
+    Raises: UserError.
+    """
     recipe: Recipe = chosen.data
     a = recipe.arguments
     if recipe.name == "arrays":
