@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from planform.spec import Diagnostic, GraphDef, Span, Spec, SpecError, ast, did_you_mean
 
 from ..ir import Graph, Input, Origin
+from ..ops import load_extensions
 from ..types import TensorType
 from .blocks import Elaborator
 from .context import Env
@@ -32,6 +33,7 @@ def elaborate(spec: Spec, graph: str | None = None) -> Graph:
     """The IR of one graph of a spec (the only one, if none is named). Raises: SpecError."""
     g = _choose(spec, graph)
     e = Elaborator(spec, g.name, stream_of(g, spec))
+    load_extensions()
     with _bounded(g.span):
         inputs = {n: e.builder.add(Input(n, e.declared(d), Origin(n, str(d.span)))) for n, d in g.inputs.items()}
         outputs = e.run_graph(g.name, list(inputs.values()), g.span)
@@ -49,6 +51,7 @@ def elaborate_loss(
     """
     streams = {stream_of(g, spec) for g in spec.graphs.values()} - {None}
     e = Elaborator(spec, name, next(iter(streams)) if len(streams) == 1 else None, training)
+    load_extensions()
     with _bounded(loss.span):
         e.own = {n: e.builder.add(Input(n, t, Origin(n))) for n, t in inputs.items()}
         env, result = Env({}), None

@@ -153,7 +153,7 @@ class _Attention(Op):
 @register
 @dataclass(frozen=True)
 class Attend(_Attention):
-    """softmax(cap(scale * query . key)) value, for queries [.., time, heads, head_dim].
+    """softmax(softcap(scale * query . key)) value, for queries [.., time, heads, head_dim].
 
     key and value are [.., time, kv_heads, head_dim]; query head h reads key/value head h // (heads/kv_heads).
     causal: 0 <= position(q) - position(k); window: |position(q) - position(k)| < window; and only keys of
@@ -228,6 +228,7 @@ class AttendCached(_Attention):
     Caches are [batch, kv_heads, slots, head_dim]; position p lives in slot p mod slots, so a window's cache
     is a ring. `length` int32[batch] counts the entries before the chunk, `count` the valid ones in it
     (rows are padded at the end). Results at padded places are arbitrary but finite.
+    `scale`, `causal`, `window` and `softcap` are those of `attend`.
     """
 
     name: ClassVar[str] = "attend_cached"

@@ -45,6 +45,7 @@ class RmsNorm(_SameShape):
 
     name: ClassVar[str] = "rms_norm"
     family: ClassVar[str] = "norm"
+    mixes_last: ClassVar[bool] = True
     offset: float = 0.0
     eps: float = 1e-6
 
@@ -84,6 +85,7 @@ class AddRmsNorm(Op):
 
     name: ClassVar[str] = "add_rms_norm"
     family: ClassVar[str] = "norm"
+    mixes_last: ClassVar[bool] = True
     tensors: ClassVar[tuple[str, ...]] = ("x", "y")
     spelled: ClassVar[bool] = False
     offset: float = 0.0
@@ -132,6 +134,7 @@ class LayerNorm(_SameShape):
 
     name: ClassVar[str] = "layer_norm"
     family: ClassVar[str] = "norm"
+    mixes_last: ClassVar[bool] = True
     bias: bool = False
     eps: float = 1e-5
 
@@ -175,6 +178,7 @@ class Softmax(_SameShape):
 
     name: ClassVar[str] = "softmax"
     family: ClassVar[str] = "norm"
+    mixes_last: ClassVar[bool] = True
 
     def reference(self, at: At, *arrays: np.ndarray) -> np.ndarray:
         e = np.exp(arrays[0] - np.max(arrays[0], -1, keepdims=True))

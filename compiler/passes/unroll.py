@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, ClassVar
 
-from ..ir import Buffer, Graph, Node, Origin, Parameter, State, Value
+from ..ir import Buffer, Graph, Input, Node, Origin, Parameter, State, Value
 from ..ops.control import Repeat
 from ..parameters import logical, stack_shape
 from .base import Names, Pass, Trace
@@ -28,7 +28,7 @@ class Unroll(Pass):
 def unroll(graph: Graph) -> Graph:
     """A graph without repetitions.
 
-    Stacked parameters, buffers and states become one for each layer, under their logical names
+    Stacked parameters, buffers, states and draws become one for each layer, under their logical names
     (`lm.layer[3].attend.query.weight`); origins get the plain index likewise. A stacked result becomes an
     output for each layer: a state's successor under the state's logical name, another under `name[i]`.
     Raises: ValueError where an op that is no repetition uses a whole stack.
@@ -44,7 +44,7 @@ def unroll(graph: Graph) -> Graph:
 
 
 def _is_stack(v: Value) -> bool:
-    return isinstance(v, (Parameter, Buffer, State)) and v.stacked > 0
+    return isinstance(v, (Input, Parameter, Buffer, State)) and v.stacked > 0
 
 
 class _Unrolled:

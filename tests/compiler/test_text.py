@@ -103,7 +103,7 @@ WRONG = [
     ("graph g {\n  %x = input : f32[a, a]\n  return\n}", 2, 19, "occurs twice"),
     ("graph g {\n  %x = input : f32[a b]\n  return\n}", 2, 19, "not a size"),
     ("graph g {\n  %x = inputs : f32[]\n  return\n}", 2, 8, "no op `inputs`"),
-    ("graph g {\n  %x = input(stacked=1) : f32[]\n  return\n}", 2, 14, "`input` has no attribute `stacked`"),
+    ("graph g {\n  %x = input(count=1) : f32[]\n  return\n}", 2, 14, "`input` has no attribute `count`"),
     ("graph g {\n  %x = input(name=\"y\") : f32[]\n  return\n}", 2, 8, "no attribute `name`"),
     ("graph g {\n  %x = input : f32[]\n  %x = input : f32[]\n  return\n}", 3, 4, "%x is defined twice"),
     ("graph g {\n  %x = exp %y : f32[]\n  return\n}", 2, 13, "%y is not defined"),
