@@ -1,6 +1,6 @@
 """Speed of an exported Gemma-2-like model (222M parameters) in plain onnxruntime, beside the memory's own.
 
-    python -m tests.benchmarks.onnx [--rounds 9] [--folder FOLDER]
+    python -m tests.benchmarks.onnx [--rounds 9] [--folder FOLDER] [--threads 1 --no-spin]
 
 Prints one JSON line: prefill and decode in tokens/s, the share of the read bandwidth that decoding reaches
 (probed in every round, since machines are shared), and the same with the state copied at each step instead of
@@ -25,6 +25,7 @@ from planform.backends.onnx.session import physical_cores
 from planform.compiler.elaborate import elaborate
 from planform.compiler.parameters import initial
 from planform.compiler.passes.last import last_only
+from planform.compiler.passes.pipeline import optimise
 from planform.compiler.passes.stateful import stateful
 from planform.spec import load
 
@@ -37,7 +38,8 @@ def exported(folder: Path) -> Path:
     """The model in step form, with random weights."""
     graph = elaborate(load("gemma2", "2b", [f"{k}={v}" for k, v in SIZE.items()]), "lm")
     weights = initial(graph.parameters)
-    return export(last_only(stateful(graph)), weights.__getitem__, folder, max_positions=2048)
+    graph = optimise(last_only(stateful(graph)), "onnx", "step")
+    return export(graph, weights.__getitem__, folder, max_positions=2048)
 
 
 def bandwidth(array: np.ndarray, threads: int) -> float:
@@ -104,13 +106,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--folder", type=Path, help="keep the model here, and use the one that is there")
+    parser.add_argument("--threads", type=int, default=physical_cores())
+    parser.add_argument("--no-spin", action="store_true", help="threads sleep between operators: for busy machines")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = args.folder or Path(scratch) / "model"
         if not (folder / "model.onnx").exists():
             exported(folder)
         size = (folder / "model.onnx.data").stat().st_size
-        session = Session(folder)
+        session = Session(folder, threads=args.threads, spin=not args.no_spin)
         array = np.ones(1 << 27, np.float32)
         tokens = np.random.default_rng(0).integers(0, SIZE["vocab"], (1, PROMPT)).astype(np.int32)
         found: dict[str, list[float]] = {}
@@ -123,7 +127,7 @@ def main() -> None:
             ("prefill_tokens_s", prefill), ("decode_tokens_s", decode), ("decode_copying_tokens_s", decode_copying),
         ]  # fmt: skip
         for _ in range(args.rounds):
-            read = measure("read_gb_s", bandwidth(array, physical_cores()))
+            read = measure("read_gb_s", bandwidth(array, args.threads))
             for name, row in rows:
                 speed = measure(name, row(session, tokens))
                 if name == "decode_tokens_s":
