@@ -102,7 +102,5 @@ def adamw(params: Any, grads: Any, m: Any, v: Any, step: jax.Array) -> Any:
     m = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, m, grads)
     v = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, v, grads)
     c1, c2 = 1 - b1**step, 1 - b2**step
-    params = jax.tree.map(
-        lambda p, m, v: p - rate * ((m / c1) / (jnp.sqrt(v / c2) + 1e-8) + decay * p), params, m, v
-    )
+    params = jax.tree.map(lambda p, m, v: p - rate * ((m / c1) / (jnp.sqrt(v / c2) + 1e-8) + decay * p), params, m, v)
     return params, m, v, step

@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from planform.backends.xla import Policy, initialise, lower
 from planform.compiler.elaborate import elaborate_loss
-from planform.compiler.ir import Builder, Graph, Node, rewrite
-from planform.compiler.ops.loss import CrossEntropy, LinearCrossEntropy
+from planform.compiler.ir import Graph
+from planform.compiler.passes.loss_head import LossHead
 from planform.compiler.types import Dim, TensorType
 from planform.spec import load
 
@@ -28,23 +28,9 @@ from .hand_jax import Sizes, adamw, init, loss
 
 SIZES = {
     "t40": Sizes(vocab=16384, d=512, layers=8, heads=8, kv=4, head_dim=64, ff=2048, window=128),
+    "t40x2": Sizes(vocab=4096, d=512, layers=2, heads=8, kv=4, head_dim=64, ff=2048, window=128),
     "tiny": Sizes(vocab=1024, d=128, layers=2, heads=4, kv=2, head_dim=32, ff=256, window=64),
 }
-
-
-def loss_head(graph: Graph) -> Graph:
-    producers = graph.producers()
-
-    def visit(node: Node, b: Builder, inputs: Any) -> Any:
-        if not isinstance(node.op, CrossEntropy):
-            return None
-        cap = producers[node.inputs[0]]
-        head = producers[cap.inputs[0]]
-        return (b.emit(LinearCrossEntropy(cap.op.cap), *head.inputs, inputs[1]),)
-
-    out = rewrite(graph, visit)
-    used = {v for n in out.nodes for v in n.inputs} | set(out.outputs.values())
-    return Graph(out.name, out.inputs, tuple(n for n in out.nodes if n.op.name not in ("unembed", "softcap") or n.output in used), out.outputs, out.stream)
 
 
 def graph_of(s: Sizes) -> Graph:
@@ -52,7 +38,7 @@ def graph_of(s: Sizes) -> Graph:
                 window=s.window, query_scale=s.head_dim)  # fmt: skip
     spec = load("models/gemma2.yaml", "small", [f"{k}={v}" for k, v in dims.items()])
     tokens = TensorType("i32", (Dim.parse("batch"), Dim.parse("time")))
-    return loss_head(elaborate_loss(spec, spec.train.values["loss"], {"tokens": tokens}))
+    return LossHead()(elaborate_loss(spec, spec.train.values["loss"], {"tokens": tokens}))
 
 
 def variant(name: str, s: Sizes, batch: int, time: int) -> tuple[Callable[..., Any], Any, Any]:
@@ -138,7 +124,14 @@ def measure_compile(args: argparse.Namespace) -> None:
         for layers in map(int, args.layers.split(",")):
             s = SIZES[args.size]
             r = compiled(name, Sizes(**{**s.__dict__, "layers": layers}), args.batch, args.time)
-            print(json.dumps(dict(variant=name, layers=layers, trace_s=round(r["trace_s"], 2), compile_s=round(r["compile_s"], 2))), flush=True)
+            print(
+                json.dumps(
+                    dict(
+                        variant=name, layers=layers, trace_s=round(r["trace_s"], 2), compile_s=round(r["compile_s"], 2)
+                    )
+                ),
+                flush=True,
+            )
 
 
 def main() -> None:

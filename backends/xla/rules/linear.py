@@ -25,10 +25,10 @@ def linear(call: Call, x: jax.Array, weight: jax.Array, *bias: jax.Array) -> jax
 
 @jax.custom_vjp
 def matmul(x: jax.Array, w: jax.Array) -> jax.Array:
-    """x [rows, k] w [k, n] -> [rows, n], with a gradient that transposes the smaller matrix.
+    """x [rows, k] w [k, n] -> [rows, n], with a gradient that never transposes a wide matrix.
 
-    Of two matrices summed over their rows one must be transposed first. XLA takes the left one, fuses what
-    leads up to it into the copy and computes that a second time, with strided reads.
+    Left to itself, XLA sums w's gradient over [batch, time] of a transposed copy, and fuses into the copy what
+    leads up to it: computed a second time, with strided reads.
     """
     return lax.dot(x, w)
 
@@ -46,11 +46,13 @@ matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
 def outer(x: jax.Array, y: jax.Array) -> jax.Array:
-    """x^T y for x [rows, k] and y [rows, n] -> [k, n]."""
-    rows = (((0,), (0,)), ((), ()))
+    """x^T y for x [rows, k] and y [rows, n] -> [k, n].
+
+    A narrow x is transposed first, which the faster product wants; a wide one would cost more than it gains.
+    """
     if x.shape[1] <= y.shape[1]:
-        return lax.dot_general(x, y, rows)
-    return lax.optimization_barrier(lax.dot_general(y, x, rows)).T  # else XLA turns the product around
+        return lax.dot(lax.optimization_barrier(x.T), y)  # else XLA folds the two together again
+    return lax.dot_general(x, y, (((0,), (0,)), ((), ())))
 
 
 @rule(ops.Embed, floats="own")

@@ -12,6 +12,7 @@ from jax import lax
 from planform.compiler.ops import loss as ops
 
 from ..policy import DTYPES
+from .attention import MOST
 from .contract import Call, rule
 
 
@@ -69,29 +70,39 @@ def _forward(
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     weight = (1 / jnp.maximum(jnp.sum(targets >= 0), 1)).astype(_wide(x))
 
-    def one(carry: tuple[jax.Array, jax.Array], part: tuple[jax.Array, jax.Array]):  # type: ignore[no-untyped-def]
-        (total, dtable), (xc, tc) = carry, part
+    def one(xc: jax.Array, tc: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """(sum of losses, its gradient by x, its gradient by the table [d, vocab]) of one chunk."""
         z, tanh = _logits(xc, table, softcap)
-        high = jnp.max(z, -1, keepdims=True)
-        e = jnp.exp(z - high)
+        if softcap is not None and softcap <= MOST:
+            e, high = jnp.exp(z), jnp.zeros((), z.dtype)  # within float32's range as it is
+        else:
+            high = jnp.max(z, -1, keepdims=True)
+            e = jnp.exp(z - high)
         mass = jnp.sum(e, -1, keepdims=True)
         hit, valid = _hits(z, tc), tc >= 0
         nats = (jnp.log(mass) + high)[..., 0] - jnp.sum(jnp.where(hit, z, 0), -1)
-        dz = (e / mass - hit) * jnp.where(valid, weight, 0)[..., None]
+        scale = jnp.where(valid, weight, 0)[..., None]
+        dz = e * (scale / mass) - jnp.where(hit, scale, 0)
         if tanh is not None:
             dz = dz * (1 - tanh * tanh)
         dz = dz.astype(x.dtype)
         dx = lax.dot_general(dz, table, (((dz.ndim - 1,), (0,)), ((), ())))
         flat = dz.reshape(-1, dz.shape[-1])
-        rows = (((0,), (0,)), ((), ()))
-        # [d, vocab]: of the two factors the smaller one is transposed, once a chunk.
-        dtable = dtable + lax.dot_general(
-            xc.reshape(flat.shape[0], -1), flat, rows, preferred_element_type=_wide(x)
-        )
-        return (total + jnp.sum(jnp.where(valid, nats, 0)), dtable), dx
+        narrow = lax.optimization_barrier(xc.reshape(flat.shape[0], -1).T)
+        # [d, vocab]: of the two factors the narrow one is transposed.
+        dtable = lax.dot(narrow, flat, preferred_element_type=_wide(x))
+        return jnp.sum(jnp.where(valid, nats, 0)), dx, dtable
 
-    start = (jnp.zeros((), _wide(x)), jnp.zeros(table.shape[::-1], _wide(x)))
-    (total, dtable), dx = lax.scan(one, start, (_parts(x, chunks, -2), _parts(targets, chunks, -1)))
+    def add(carry: tuple[jax.Array, jax.Array], part: tuple[jax.Array, jax.Array]):  # type: ignore[no-untyped-def]
+        total, dx, dtable = one(*part)
+        return (carry[0] + total, carry[1] + dtable), dx
+
+    xs, ts = _parts(x, chunks, -2), _parts(targets, chunks, -1)
+    total, dx, dtable = one(xs[0], ts[0])
+    dx = dx[None]
+    if chunks > 1:
+        (total, dtable), rest = lax.scan(add, (total, dtable), (xs[1:], ts[1:]))
+        dx = jnp.concatenate([dx, rest])
     dx = jnp.moveaxis(dx, 0, -3).reshape(x.shape)
     return total * weight, (dx, dtable.T.astype(table.dtype))
 
