@@ -11,10 +11,9 @@ import numpy as np
 
 from planform.backends import reference
 from planform.compiler.ir import Graph
-from planform.compiler.passes.last import last_only
-from planform.compiler.passes.stateful import stateful
 
 from .errors import UserError
+from .exporting import step_graph
 from .watch import Key, Watched, Watcher, expose, keys
 
 Arrays = dict[str, np.ndarray]
@@ -204,7 +203,7 @@ class Artefact(Engine):
 
     def stream(self, graph: Graph, batch: int, capacity: int) -> Stream:
         # The names in the file are those that this graph gets, exported the same way.
-        exported = last_only(stateful(self.graph))
+        exported, _ = step_graph(self.graph)
         return OnnxStream(self.folder, exported, self.onnx.lower(exported).names, batch, capacity)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from planform.compiler.ir import Graph, Node, Parameter
 from planform.compiler.ops.contract import Op
@@ -41,13 +41,24 @@ class Block:
 
 
 def outline(graph: Graph) -> Block:
-    """The tree of a graph. Blocks stand in the order in which they run."""
+    """The tree of a graph. Blocks stand in the order in which they run; one that holds nothing but one op is one with
+    it."""
     root = Block(graph.name, graph.name)
     for node in graph.walk():
         _place(root, node)
     for p in graph.parameters:
         _count(root, p)
+    _join(root)
     return root
+
+
+def _join(block: Block) -> None:
+    for name, child in list(block.children.items()):
+        _join(child)
+        if len(child.children) == 1 and child.op is None:
+            (only,) = child.children.values()
+            if only.op is not None and only.layers == 1:
+                block.children[name] = replace(only, name=name, path=child.path, layers=child.layers)
 
 
 def same(a: Block, b: Block) -> dict[str, str] | None:

@@ -1,6 +1,6 @@
 """One graph, several executions: do they all mean the same?
 
-The float64 reference says what is right. Every backend runs the same graph, in every form that it has: whole
+The float64 reference says what is right. Every backend runs the same graph after its own passes, in every form: whole
 sequences of several documents, a prompt of which rows are padded, and then on in chunks and token by token across
 the windows. Where one differs, both are run again with every value watched, and the first that differs is named.
 """
@@ -17,6 +17,7 @@ import numpy as np
 
 from planform.backends import reference
 from planform.compiler.ir import Graph, Input
+from planform.compiler.passes.pipeline import optimise
 from planform.compiler.passes.stateful import stateful
 from planform.compiler.types import TensorType
 from planform.spec import SpecError
@@ -125,7 +126,8 @@ def verify(
         watcher = Watcher(graph)
         truth = reference.run(graph, weights, inputs, watch=watcher)
         for name in [n for n in names if n != "artefact"]:
-            if not found(_whole(running[name], edited[name], graph, inputs, truth, watcher, tolerance)):
+            mine = optimise(edited[name], name, "training")  # type: ignore[arg-type]
+            if not found(_whole(running[name], mine, graph, inputs, truth, watcher, tolerance)):
                 del running[name]
     if not {PROMPT, TOKENS} & set(forms):
         return result
@@ -148,7 +150,7 @@ def verify(
             return result
         for name in list(running):
             try:
-                mine = step if edited[name] is graph else stateful(edited[name])
+                mine = optimise(edited[name], "onnx" if name == "artefact" else name, "step")  # type: ignore[arg-type]
             except SpecError as e:
                 one = Divergence(name, form, graph.name, "", None, float("inf"), float("inf"), refused=str(e))
                 found(one)

@@ -1,0 +1,137 @@
+"""`planform demo`: the main job from end to end, on real text."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .options import label
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+EPILOG = "Example: planform demo --out runs/demo"
+
+SPEC = "gemma2@small"
+PROMPT = "def __init__(self, "
+
+
+def add(app: typer.Typer) -> None:
+    app.command(epilog=EPILOG)(demo)
+
+
+def demo(
+    folder: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Everything goes there.")] = Path("runs/demo"),
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Training steps, to make it shorter.")] = None,
+) -> None:
+    """Check, train on two replicas, evaluate, export, verify and generate: everything, in a few minutes."""
+    from .console import out
+
+    begun = time.monotonic()
+    console = out()
+    spec = _check(console)
+    _train(console, spec, folder, steps)
+    _evaluate(console, folder)
+    _export(console, folder)
+    good = _verify(console, folder)
+    _generate(console, folder)
+    minutes, seconds = divmod(round(time.monotonic() - begun), 60)
+    console.print(f"\n[bold]all of it in {minutes} min {seconds} s[/], in {folder}")
+    if not good:
+        raise typer.Exit(1)
+
+
+def _title(console: Console, text: str, command: str) -> None:
+    console.print(f"\n[bold]{text}[/]  [dim]planform {command}[/]")
+
+
+def _check(console: Console) -> Any:
+    from planform.compiler.analyses.cost import count_parameters
+    from planform.compiler.check import check
+    from planform.compiler.elaborate import elaborate
+    from planform.spec import SpecError, load
+
+    from .console import count
+
+    _title(console, "1  check", f"check {SPEC} && planform show {SPEC}")
+    spec = load(SPEC)
+    found = check(spec, {"data": 2})
+    if any(d.severity == "error" for d in found):
+        raise SpecError(found)
+    n = count_parameters(elaborate(spec))
+    lines = spec.source.text.count("\n")
+    console.print(f"   {spec.source.name}: {lines} lines, no errors; {label(spec)} has {count(n.total)} parameters")
+    return spec
+
+
+def _train(console: Console, spec: Any, folder: Path, steps: int | None) -> None:
+    from ..train import train
+
+    _title(console, "2  train", f"train {SPEC} --out {folder} --mesh data=2")
+    console.print("   on the source of Python's standard library, on two replicas")
+    result = train(spec, folder, mesh={"data": 2}, steps=steps)
+    if result.signal:
+        raise typer.Exit(result.exit_code)
+    console.print(f"   {result.step} steps, {result.tokens_per_second:,.0f} tokens/s")
+
+
+def _evaluate(console: Console, folder: Path) -> None:
+    from ..evaluate import evaluate_run
+
+    _title(console, "3  evaluate", f"eval {folder}")
+    found = evaluate_run(folder)
+    mine, bigram = found["bits_per_byte"], found["bigram_bits_per_byte"]
+    console.print(
+        f"   held-out text: [bold]{mine:.3f}[/] bits per byte; a bigram model counted on the same text {bigram:.3f}"
+    )
+
+
+def _export(console: Console, folder: Path) -> None:
+    from ..exporting import export_run
+    from .console import size
+
+    _title(console, "4  export", f"export {folder} --to onnx")
+    found = export_run(folder, folder / "onnx")
+    console.print(f"   {found['folder']}: {size(found['bytes'])}, with a contract and a fixture to check it by")
+
+
+def _verify(console: Console, folder: Path) -> bool:
+    from planform.compiler.elaborate import elaborate
+
+    from ..run import parameters_of_run, spec_of_run
+    from ..verify import verify
+    from .console import print_diagnostics
+    from .verify import artefact, diagnostic
+
+    _title(console, "5  verify", f"verify {folder} --onnx {folder}/onnx")
+    spec = spec_of_run(folder)
+    graph = elaborate(spec)
+    contract = artefact(folder / "onnx")
+    report = verify(graph, parameters_of_run(folder), artefact=folder / "onnx")
+    worst: dict[str, float] = {}
+    for a in report.agreements:
+        worst[a.backend] = max(a.error, worst.get(a.backend, 0.0))
+    names = {"xla": "XLA", "onnx": "ONNX graph", "artefact": "exported file"}
+    for backend, error in worst.items():
+        console.print(f"   {names[backend]:<14} agrees with the float64 reference within {error:.0e}")
+    for problem in contract["problems"]:
+        console.print(f"   [bold red]✗[/] {problem}")
+    if not contract["problems"]:
+        console.print(f"   {'contract':<14} holds, and so does its fixture")
+    print_diagnostics([diagnostic(d, spec) for d in report.divergences], console)
+    return report.holds and not contract["problems"]
+
+
+def _generate(console: Console, folder: Path) -> None:
+    from ..generate import generate, open_decoder, prompt_tokens
+
+    command = f"generate {folder}/onnx --prompt '{PROMPT}'"
+    _title(console, "6  generate", command)
+    decoder, tokenizer, _ = open_decoder(folder / "onnx")
+    ids = prompt_tokens(PROMPT, tokenizer)
+    found = list(generate(decoder, ids, 240, temperature=0.5, seed=0, stop=tokenizer.eos))
+    for line in (PROMPT + tokenizer.decode(found)).split("\n"):
+        console.print("   " + line, markup=False, highlight=False, soft_wrap=True)

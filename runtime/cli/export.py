@@ -1,0 +1,49 @@
+"""`planform export`: the trained model as an artefact for plain onnxruntime."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import AsJson, GraphName
+
+EPILOG = "Example: planform export runs/small --to onnx --out runs/small/onnx"
+
+
+class Target(StrEnum):
+    onnx = "onnx"
+
+
+def add(app: typer.Typer) -> None:
+    app.command(epilog=EPILOG)(export)
+
+
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a training run.")],
+    to: Annotated[Target, typer.Option("--to", help="The kind of artefact.")] = Target.onnx,
+    folder: Annotated[
+        Path | None, typer.Option("--out", metavar="FOLDER", help="Where to. [default: RUN/onnx]")
+    ] = None,
+    graph: GraphName = None,
+    positions: Annotated[int, typer.Option("--positions", min=1, help="The longest stream it is made for.")] = 8192,
+    step: Annotated[int | None, typer.Option("--step", min=0, help="Of the checkpoint. [default: the newest]")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Export a trained model: the model file, its weights, a contract and a fixture to check it by."""
+    from ..exporting import export_run
+    from .console import out, print_json, size
+
+    found = export_run(run, folder or run / to.value, graph=graph, positions=positions, step=step)
+    if as_json:
+        print_json(found)
+        return
+    console = out()
+    form = "one file for prompts and for token by token" if found["form"] == "step" else "for whole sequences"
+    console.print(f"[bold green]✓[/] {found['folder']}: {form}, {size(found['bytes'])}")
+    if found["why"]:
+        console.print(f"  [dim]no step form: {found['why']}[/]", soft_wrap=True)
+    for name, n in found["files"].items():
+        console.print(f"  {name:<18} [dim]{size(n)}[/]")

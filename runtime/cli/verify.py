@@ -1,0 +1,211 @@
+"""`planform verify`: do all executions of a graph mean the same?"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .options import AsJson, GraphName, Set, Size, label
+
+if TYPE_CHECKING:
+    from planform.spec import Diagnostic, Spec
+
+    from ..verify import Agreement, Divergence
+
+EPILOG = "Example: planform verify runs/small --onnx runs/small/onnx"
+
+
+def add(app: typer.Typer) -> None:
+    app.command(epilog=EPILOG)(verify)
+
+
+def verify(
+    target: Annotated[str, typer.Argument(metavar="RUN|SPEC", help="A training run, or a spec: random weights.")],
+    size: Size = None,
+    overrides: Set = None,
+    graph: GraphName = None,
+    onnx: Annotated[
+        Path | None, typer.Option("--onnx", metavar="FOLDER", help="Check this exported folder as well.")
+    ] = None,
+    backends: Annotated[list[str] | None, typer.Option("--backend", help="Only these. [default: xla and onnx]")] = None,
+    tolerance: Annotated[float, typer.Option("--tolerance", help="Of max |a - b| / max |b|.")] = 2e-5,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of inputs and random weights.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Run a graph by the float64 reference, XLA and ONNX, in every form; name the first value that differs.
+
+    Inputs are longer than two windows and hold several documents; prompts are padded; then token by token across the
+    windows. Exit code 1 if anything differs by more than the tolerance.
+    """
+    from ..exporting import is_artefact
+    from .console import out, print_json
+
+    if is_artefact(target):
+        found = artefact(Path(target))
+        failed = bool(found["problems"])
+        if as_json:
+            print_json(found)
+        else:
+            _print_artefact(found)
+        raise typer.Exit(int(failed))
+
+    from planform.compiler.elaborate import elaborate
+
+    from ..run import parameters_of_run, spec_of_run
+    from ..verify import verify as run
+    from .options import load_spec
+
+    trained = Path(target).is_dir()
+    spec = spec_of_run(target) if trained else load_spec(target, size, overrides)
+    found_graph = elaborate(spec, graph)
+    small_enough(found_graph)
+    weights = parameters_of_run(target) if trained else None
+    folder = artefact(onnx) if onnx else None
+    usable = onnx if trained and folder and not folder["problems"] and folder["form"] == "step" else None
+    if not as_json:
+        out().print(f"[bold]{label(spec)}[/]: one graph, {'the weights of ' + target if trained else 'random weights'}")
+    table = None if as_json else _Table()
+    report = run(
+        found_graph,
+        weights,
+        backends=backends or ("xla", "onnx"),
+        artefact=usable,
+        seed=seed,
+        tolerance=tolerance,
+        report=table.add if table else lambda _: None,
+    )
+    failed = not report.holds or bool(folder and folder["problems"])
+    if as_json:
+        print_json({
+            "spec": label(spec), "ok": not failed, "tolerance": tolerance, "time": report.time, "batch": report.batch,
+            "window": report.window, "notes": report.notes,
+            "agreements": [vars(a) for a in report.agreements],
+            "divergences": [{**vars(d), "error": _finite(d.error), "output_error": _finite(d.output_error)}
+                            for d in report.divergences],
+            "artefact": folder,
+        })  # fmt: skip
+        raise typer.Exit(int(failed))
+    _conclude(report, spec, folder, onnx, usable is not None)
+    raise typer.Exit(int(failed))
+
+
+class _Table:
+    """Results as lines, each as it comes."""
+
+    def add(self, one: Agreement | Divergence) -> None:
+        from .console import out
+
+        refused = getattr(one, "refused", None)
+        error = getattr(one, "output_error", one.error)
+        text = "refused" if refused else f"{error:.1e}"
+        good = not hasattr(one, "output_error")
+        mark = "[bold green]✓[/]" if good else "[bold red]✗[/]"
+        out().print(f"  {mark} {one.form:<16} {one.backend:<10} {text}")
+
+
+def _conclude(report: Any, spec: Spec, folder: dict[str, Any] | None, path: Path | None, ran: bool) -> None:
+    from .console import out, print_diagnostics
+
+    console = out()
+    for note in report.notes:
+        console.print(f"  [dim]{note}[/]", soft_wrap=True)
+    if folder and path:
+        _print_artefact(folder)
+        if not ran and not folder["problems"]:
+            console.print("  [dim]only by its own fixture: its weights aren't those of a run given here[/]")
+    if report.divergences:
+        console.print()
+        print_diagnostics([diagnostic(d, spec) for d in report.divergences], console)
+        return
+    beyond = f", window {report.window}" if report.window else ""
+    console.print(
+        f"[bold green]✓[/] all agree with the float64 reference within {report.tolerance:g} "
+        f"[dim]({report.batch} × {report.time} entries{beyond})[/]",
+        soft_wrap=True,
+    )
+
+
+def diagnostic(d: Divergence, spec: Spec) -> Diagnostic:
+    """A divergence as a finding at its place in the spec."""
+    from planform.spec import Diagnostic, Note
+
+    if d.refused:
+        lines = d.refused.split("\n")
+        return Diagnostic("PF0701", f"{d.backend} refuses the graph it was given in the form `{d.form}`", None,
+                          notes=tuple(Note(line.strip(" =")) for line in lines))  # fmt: skip
+    notes = [Note(f"in {d.path.replace('.', ' > ')}")]
+    if d.at:
+        notes.append(Note(f"noticed at {d.at}"))
+    notes.append(Note(f"the output is off by {d.output_error:.1e} of its largest value"))
+    message = f"{d.backend} differs from the reference in the form `{d.form}`, first at `{d.path}`"
+    return Diagnostic("PF0700", message, span_of(d.place, spec), f"`{d.op}` is off by {d.error:.1e}", tuple(notes))
+
+
+def span_of(place: str | None, spec: Spec) -> Any:
+    """The characters at `file:line:column` of the spec: the word or the call that begins there."""
+    from planform.spec import Span
+
+    m = re.fullmatch(r"(.*):(\d+):(\d+)", place or "")
+    if not m or m[1] != spec.source.name:
+        return None
+    lines = spec.source.text.split("\n")
+    line, column = int(m[2]), int(m[3])
+    start = sum(len(text) + 1 for text in lines[: line - 1]) + column - 1
+    word = re.match(r"\w+|.", lines[line - 1][column - 1 :])
+    return Span(spec.source, start, start + (len(word[0]) if word else 1))
+
+
+def artefact(folder: Path) -> dict[str, Any]:
+    """What an exported folder's own contract and fixture say. Raises: UserError where there is no contract."""
+    import json
+
+    from planform.backends.onnx import verify_contract
+
+    from ..errors import UserError
+    from ..exporting import is_artefact
+
+    if not is_artefact(folder):
+        raise UserError(f"{folder} isn't an exported model", help="planform export RUN makes one")
+    try:
+        verdict = verify_contract(folder)
+        form = json.loads((folder / "contract.json").read_text())["form"]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"the contract in {folder} can't be read: {error}", help="export it again") from error
+    except Exception as error:  # the runtime refuses a damaged model with exceptions of its own
+        return {"folder": str(folder), "form": "", "problems": [str(error).split("\n")[0]], "errors": {}}
+    return {"folder": str(folder), "form": form, "problems": verdict.problems,
+            "errors": {k: _finite(v) for k, v in verdict.errors.items()}}  # fmt: skip
+
+
+def _print_artefact(found: dict[str, Any]) -> None:
+    from .console import out
+
+    console = out()
+    for problem in found["problems"]:
+        console.print(f"  [bold red]✗[/] {found['folder']}: {problem}", soft_wrap=True)
+    if not found["problems"]:
+        errors = ", ".join(f"{name} {error:.1e}" for name, error in found["errors"].items())
+        console.print(f"  [bold green]✓[/] {found['folder']}: contract and fixture hold ({errors})", soft_wrap=True)
+
+
+def small_enough(graph: Any) -> None:
+    """Raises: UserError for a graph that the reference can't run in reasonable time and memory."""
+    from planform.compiler.parameters import count
+
+    from ..errors import UserError
+    from ..probe import probe_length
+
+    numbers, time = count(graph), probe_length(graph)
+    if numbers > 2e8 or time > 4096:
+        why = f"{numbers:,} parameters" if numbers > 2e8 else f"sequences of {time:,} entries, over two windows,"
+        raise UserError(
+            f"{why} are too much for the float64 reference",
+            help="verify a smaller size of the same spec: `@small`, or --set window=64 --set layers=4 and the like",
+        )
+
+
+def _finite(x: float) -> float | None:
+    return float(x) if x < float("inf") else None

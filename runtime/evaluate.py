@@ -1,0 +1,87 @@
+"""How well a trained model does on text that it never saw."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from planform.backends.xla import Policy, from_logical
+from planform.compiler.program import program
+from planform.spec import Spec
+
+from .checkpoint import steps
+from .data import TextData
+from .mesh import devices_of, make_mesh, provide_devices, rules_of, share_of
+from .run import parameters_of_run, read_run, spec_of_run
+from .train import open_data
+from .updates import Layout, Updates
+
+Values = dict[str, Any]
+
+
+def evaluate_run(
+    folder: str | Path,
+    *,
+    files: str | Path | Sequence[str | Path] | None = None,
+    batches: int | None = None,
+    step: int | None = None,
+    mesh: dict[str, int] | None = None,
+) -> Values:
+    """The losses of a run on held-out data, and for text bits per byte beside those of a bigram model.
+
+    files    other text to measure on (its held-out part); else what the run trained on
+    batches  at most so many, of the run's size; else what its program says
+    step     of the checkpoint; the newest without one
+    Returns {"step", "heldout_loss", "bits_per_byte", "bigram_bits_per_byte", ..}. Raises: UserError, SpecError.
+    """
+    folder = Path(folder)
+    told, spec = read_run(folder), spec_of_run(folder)
+    chosen = _as_it_ran(spec, told)
+    provide_devices(None if mesh is None else devices_of(mesh))
+    layout = Layout(make_mesh(mesh or {"data": 1}), rules_of(spec), Policy())
+    share = share_of(layout.mesh, layout.rules, chosen.batch)
+    words = folder / "tokenizer"
+    given = files if files is not None else told.get("files")
+    data, _ = open_data(chosen, share, folder, given, words if words.is_dir() else None)
+    return measure(chosen, layout, data, parameters_of_run(folder, step), batches) | {
+        "step": steps(folder)[-1] if step is None else step
+    }
+
+
+def measure(chosen: Any, layout: Layout, data: Any, logical: Mapping[str, Any], batches: int | None = None) -> Values:
+    """Held-out losses of parameters by logical name, each a mean over all entries that have a target."""
+    count = batches or chosen.evaluate_batches
+    updates = Updates(chosen, layout)
+    parameters: dict[str, jax.Array] = {}
+    for update in updates.each:
+        made = from_logical(lambda n: logical[n], update.graph, layout.policy)
+        parameters |= {n: jax.device_put(a, updates.shardings[n]) for n, a in made.items() if n in updates.shardings}
+    values: Values = {}
+    for update in updates.each:
+        total = weight = 0.0
+        for batch in data.heldout(count):
+            placed = {
+                n: jax.make_array_from_process_local_data(s, batch[n]) for n, s in update.inputs.items() if n in batch
+            }
+            v, w = update.measure(parameters, placed)
+            total, weight = total + float(v), weight + float(w)
+        prefix = f"{update.name}/" if len(updates.each) > 1 else ""
+        values[f"{prefix}heldout_loss"] = total / max(weight, 1e-9)
+    if isinstance(data, TextData) and len(updates.each) == 1:
+        values["bits_per_byte"] = data.bits_per_byte(values["heldout_loss"])
+        values["bigram_bits_per_byte"] = data.bigram_bits_per_byte(count)
+    return values
+
+
+def _as_it_ran(spec: Spec, told: dict[str, Any]) -> Any:
+    """The program with the choices that the run was made with."""
+    chosen = program(spec)
+    chosen = replace(chosen, **{k: told[k] for k in ("batch", "accumulate", "seed") if k in told})
+    length = told.get("data", {}).get("length")
+    if length and "length" in chosen.data.arguments:
+        chosen = replace(chosen, data=replace(chosen.data, arguments={**chosen.data.arguments, "length": length}))
+    return chosen

@@ -1,0 +1,146 @@
+"""From a training run to an artefact that runs without us."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from planform.compiler.elaborate import elaborate
+from planform.compiler.ir import Graph
+from planform.compiler.passes.last import last_only
+from planform.compiler.passes.pipeline import optimise
+from planform.spec import Spec, SpecError
+
+from .errors import UserError
+from .probe import probe_inputs, probe_length
+from .run import parameters_of_run, spec_of_run
+
+CONTRACT = "contract.json"
+POSITIONS = 8192
+
+LONGEST = 512
+"""Entries of the fixture's prompt, at most: it is computed in float64 NumPy."""
+
+
+def is_artefact(folder: str | Path) -> bool:
+    """Whether a folder is one that `export` made."""
+    try:
+        told = json.loads((Path(folder) / CONTRACT).read_text())
+        return isinstance(told, dict) and str(told.get("producer", "")).startswith("planform")
+    except (OSError, ValueError):
+        return False
+
+
+def check_target(folder: str | Path) -> None:
+    """Raises: UserError when writing an artefact there could destroy something else."""
+    folder = Path(folder)
+    if not folder.exists() or is_artefact(folder):
+        return
+    if not folder.is_dir():
+        raise UserError(f"{folder} is a file", help="give a folder that doesn't exist yet")
+    if any(folder.iterdir()):
+        raise UserError(
+            f"{folder} holds something that isn't an exported model", help="give a folder that doesn't exist yet"
+        )
+
+
+def step_graph(graph: Graph) -> tuple[Graph, str | None]:
+    """The graph as it is exported: in step form with the logits of the last entry, or, where it has no step form, for
+    whole sequences. And why, in that case."""
+    try:
+        return last_only(optimise(graph, "onnx", "step")), None
+    except SpecError as error:
+        return optimise(graph, "onnx", "training"), error.diagnostics[0].message
+
+
+def export_run(
+    run: str | Path,
+    folder: str | Path,
+    *,
+    graph: str | None = None,
+    positions: int = POSITIONS,
+    step: int | None = None,
+) -> dict[str, Any]:
+    """Writes the trained model of a run as ONNX, with its contract, a fixture and its tokenizer.
+
+    graph      of the spec, where it has several
+    positions  the longest stream that the model is made for
+    step       of the checkpoint; the newest without one
+    Returns what there is to say: {"folder", "form", "bytes", "files", "why"}. Raises: UserError, SpecError.
+    """
+    run, folder = Path(run), Path(folder)
+    spec = spec_of_run(run)
+    check_target(folder)
+    if folder.resolve() == run.resolve() or folder.resolve() in run.resolve().parents:
+        raise UserError(f"{folder} holds the run itself", help=f"give another folder, {run / 'onnx'} for instance")
+    parameters = parameters_of_run(run, step)
+    tokenizer = run / "tokenizer" / "tokenizer.json"
+    return export_model(
+        elaborate(spec, graph), parameters, folder,
+        metadata=origin(spec), positions=positions, tokenizer=tokenizer if tokenizer.is_file() else None,
+    )  # fmt: skip
+
+
+def origin(spec: Spec) -> dict[str, str]:
+    """What an artefact says of where it comes from."""
+    found = {"spec": spec.name or spec.source.name, "hash": hashlib.sha256(spec.source.text.encode()).hexdigest()}
+    return {**found, "size": spec.size} if spec.size else found
+
+
+def export_model(
+    graph: Graph,
+    parameters: Mapping[str, np.ndarray],
+    folder: Path,
+    *,
+    metadata: Mapping[str, str],
+    positions: int = POSITIONS,
+    tokenizer: Path | None = None,
+    fixture: bool = True,
+) -> dict[str, Any]:
+    """The same for a whole-sequence graph and parameters by logical name. Raises: UserError, SpecError."""
+    from planform.backends import onnx
+
+    check_target(folder)
+    exported, why = step_graph(graph)
+    given = _fixture(graph, exported, parameters, positions) if fixture else None
+    get: Callable[[str], np.ndarray] = lambda name: np.asarray(parameters[name], np.float32)  # noqa: E731
+    try:
+        onnx.export(
+            exported, get, folder, metadata=metadata, max_positions=positions, fixture=given, tokenizer=tokenizer
+        )
+    except onnx.CannotLower as error:
+        raise UserError(f"this model has no ONNX form: {error}") from error
+    except OSError as error:
+        raise UserError(f"can't write {folder}: {error.strerror or error}") from error
+    files = {p.name: p.stat().st_size for p in sorted(folder.iterdir()) if p.is_file()}
+    form = "step" if exported.states else "sequence"
+    return {"folder": str(folder), "form": form, "bytes": sum(files.values()), "files": files, "why": why}
+
+
+def _fixture(graph: Graph, exported: Graph, parameters: Mapping[str, np.ndarray], positions: int) -> Any:
+    """Two rows, one padded: a prompt, and a few single entries across the end of the longest window."""
+    from planform.backends import onnx
+
+    singles = 4
+    time = max(2, min(probe_length(graph), positions - singles, LONGEST))
+    batch = 2
+    inputs = probe_inputs(graph, batch, time + singles, 0, documents=False)
+    if not exported.states:
+        return onnx.reference_fixture(exported, parameters, [inputs])
+    axes = {v.name: v.type.axis(str(graph.stream)) for v in graph.inputs if v.name in inputs}
+
+    def chunk(start: int, stop: int, count: list[int]) -> dict[str, np.ndarray]:
+        def cut(name: str, array: np.ndarray) -> np.ndarray:
+            axis = axes[name]
+            return array if axis is None else np.take(array, range(start, stop), axis)
+
+        return {**{n: cut(n, a) for n, a in inputs.items()}, "count": np.array(count, np.int32)}
+
+    chunks = [chunk(0, time, [time, max(1, time - 5)])]
+    chunks += [chunk(time + i, time + i + 1, [1, 1]) for i in range(singles)]
+    return onnx.reference_fixture(exported, parameters, chunks, time + singles)
