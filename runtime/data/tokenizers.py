@@ -1,8 +1,7 @@
-"""Text to token ids and back: raw bytes, or a Hugging Face `tokenizer.json`."""
+"""Text to token ids and back: raw bytes, a Hugging Face `tokenizer.json`, or a SentencePiece model."""
 
 from __future__ import annotations
 
-import codecs
 import hashlib
 import json
 from collections.abc import Iterable
@@ -13,19 +12,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..errors import UserError
+from .files import read_file, read_mapping, write_file
+from .streams import ByteStream, TailStream, TextStream
 
 FILE = "tokenizer.json"
 SETTINGS = "tokenizer_config.json"
-
-
-class TextStream(Protocol):
-    """Turns ids into text as they come. The pieces joined are `Tokenizer.decode` of all ids."""
-
-    def write(self, token: int) -> str:
-        """The text that this id completes: empty while a character is unfinished."""
-
-    def flush(self) -> str:
-        """What was held back, unfinished characters as U+FFFD."""
 
 
 class Tokenizer(Protocol):
@@ -48,11 +39,14 @@ class Tokenizer(Protocol):
     def decode(self, ids: Iterable[int]) -> str:
         """Text, special tokens left out; bytes that are no UTF-8 become U+FFFD."""
 
+    def token(self, text: str) -> int | None:
+        """The id of a token that is written as `text` and means itself, `<end_of_turn>` for instance; or None."""
+
     def stream(self) -> TextStream:
         """A fresh incremental decoder."""
 
     def save(self, folder: Path) -> None:
-        """Writes `tokenizer.json` (and its settings, if it has any) into the folder.
+        """Writes its file (and its settings, if it has any) into the folder.
 
         `load_tokenizer(folder)` gives an equal tokenizer, and any Hugging Face library reads it too.
         """
@@ -74,22 +68,14 @@ class ByteTokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         return bytes(int(i) for i in ids).decode(errors="replace")
 
+    def token(self, text: str) -> int | None:
+        return None
+
     def stream(self) -> TextStream:
-        return _ByteStream()
+        return ByteStream()
 
     def save(self, folder: Path) -> None:
-        _write(folder / FILE, json.dumps(_byte_level(), ensure_ascii=False, indent=1).encode())
-
-
-class _ByteStream:
-    def __init__(self) -> None:
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def write(self, token: int) -> str:
-        return self._decoder.decode(bytes([token]))
-
-    def flush(self) -> str:
-        return self._decoder.decode(b"", final=True)
+        write_file(folder / FILE, json.dumps(_byte_level(), ensure_ascii=False, indent=1).encode())
 
 
 class JsonTokenizer:
@@ -105,7 +91,7 @@ class JsonTokenizer:
         import tokenizers
 
         file = Path(path) / FILE if Path(path).is_dir() else Path(path)
-        self._content = _read(file)
+        self._content = read_file(file)
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(self._content.decode())
         except Exception as error:  # the library raises plain Exception
@@ -113,7 +99,7 @@ class JsonTokenizer:
                 f"{file} isn't a tokenizer: {error}", help="it should be a Hugging Face tokenizer.json"
             ) from error
         settings = file.with_name(SETTINGS)
-        self._settings = _parse(settings) if settings.is_file() else {}
+        self._settings = read_mapping(settings) if settings.is_file() else {}
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self.name = file.parent.name if file.name == FILE else file.stem
@@ -137,60 +123,41 @@ class JsonTokenizer:
         text: str = self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
         return text
 
+    def token(self, text: str) -> int | None:
+        found: int | None = self._tokenizer.token_to_id(text)
+        return found
+
     def stream(self) -> TextStream:
-        return _JsonStream(self)
+        return TailStream(self.decode)
 
     def save(self, folder: Path) -> None:
-        _write(folder / FILE, self._content)
+        write_file(folder / FILE, self._content)
         if self._settings:
-            _write(folder / SETTINGS, json.dumps(self._settings, indent=1).encode())
-
-
-class _JsonStream:
-    """Decodes a short tail again at each token; says only what later tokens can't change.
-
-    A piece of a character decodes to U+FFFD at the end, and many decoders drop the space before the first
-    token: so the text of the tail with the new token is compared with the text of the tail without it.
-    """
-
-    def __init__(self, tokenizer: JsonTokenizer) -> None:
-        self._decode = tokenizer.decode
-        self._tail: list[int] = []
-        self._said = 0  # how many of the tail's ids are in the text already given
-
-    def write(self, token: int) -> str:
-        self._tail.append(token)
-        text = self._decode(self._tail)
-        if text.endswith("\ufffd"):
-            return ""
-        return self._take(text)
-
-    def flush(self) -> str:
-        return self._take(self._decode(self._tail))
-
-    def _take(self, text: str) -> str:
-        before = self._decode(self._tail[: self._said])
-        self._tail = self._tail[self._said :]
-        self._said = len(self._tail)
-        return text[len(before) :]
+            write_file(folder / SETTINGS, json.dumps(self._settings, indent=1).encode())
 
 
 def load_tokenizer(spec: str | Path | None = None) -> Tokenizer:
-    """The tokenizer that a name or path means: "bytes" or None, a `tokenizer.json`, or a folder that holds
-    one.
+    """The tokenizer that a name or path means: "bytes" or None, a `tokenizer.json`, a `tokenizer.model`, or a folder
+    that holds one of them (the first, if both).
 
     Raises UserError when there is none at that path.
     """
+    from .pieces import PIECES, PieceTokenizer
+
     if spec is None or str(spec) == "bytes":
         return ByteTokenizer()
     path = Path(spec)
-    file = path / FILE if path.is_dir() else path
+    file = path
+    if path.is_dir():
+        file = next((path / name for name in (FILE, PIECES) if (path / name).is_file()), path / FILE)
     if not file.is_file():
         raise UserError(
             f"there is no tokenizer at {path}",
-            help=f'give "bytes", a Hugging Face {FILE}, or a folder that holds one',
+            help=f'give "bytes", a Hugging Face {FILE}, a SentencePiece {PIECES}, or a folder that holds one',
         )
-    if _parse(file) == _byte_level():
+    if file.suffix == ".model":
+        return PieceTokenizer(file)
+    if read_mapping(file) == _byte_level():
         return ByteTokenizer()
     return JsonTokenizer(path)
 
@@ -225,26 +192,3 @@ def _byte_level() -> dict[str, Any]:
             "merges": [],
         },
     }
-
-
-def _read(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise UserError(f"can't read {file}: {error.strerror}") from error
-
-
-def _parse(file: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(_read(file))
-    except ValueError as error:
-        raise UserError(f"{file} isn't JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{file} isn't a JSON mapping")
-    return value
-
-
-def _write(file: Path, content: bytes) -> None:
-    beside = file.with_name(file.name + ".part")
-    beside.write_bytes(content)
-    beside.replace(file)
