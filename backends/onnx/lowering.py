@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from planform.compiler.ir import Buffer, Builder, Graph, Input, Node, Parameter, State, Value
 from planform.compiler.ops.control import Repeat
-from planform.compiler.parameters import layers, stack_shape
+from planform.compiler.parameters import layers, logical, stack_shape
 from planform.compiler.types import TensorType
 
 from .emitter import MICROSOFT, ONNX_DTYPES, CannotLower, Emitter, Made, StateLayout, is_weight, shape_of
@@ -181,9 +181,8 @@ def nested(shape: Sequence[int], items: list[Any]) -> Any:
 def value_name(v: Value, index: Index) -> str:
     """`lm.layer[0:26:2].attend.query` in the fourth run is `lm.layer[6].attend.query`."""
     path = v.origin.path or v.name
-    shape = stack_shape(path)
-    if len(shape) == len(index):
-        return layers(path)[int(np.ravel_multi_index(index, shape)) if shape else 0]
+    if len(stack_shape(path)) == len(index):
+        return logical(path, index)
     return path + "".join(f"[{i}]" for i in index)
 
 
