@@ -14,7 +14,9 @@ import pytest
 from planform.backends import reference
 from planform.backends.onnx import Session, difference, intermediates, lower, run
 from planform.compiler.ir import Graph
+from planform.compiler.passes.stateful import stateful
 
+from ..compiler.graphs import decoder, parameters
 from .onnx_models import WINDOW, fused, gemma, step, tokens, weights
 
 TIME = 3 * WINDOW + 5
@@ -72,6 +74,20 @@ def test_chunks_of_every_size_give_the_logits_of_the_whole(chunk: int, prepare: 
     ids = tokens(2, TIME)
     got = feed(session(prepare(step(graph))), ids, in_chunks(chunk))
     assert difference(got, expected(graph, ids)) < TOLERANCE
+
+
+@pytest.mark.parametrize("options", [{"layers": 3}, {"layers": 3, "nested": True}, {"layers": 1}], ids=str)
+def test_repetitions_of_every_depth(options: dict[str, Any]) -> None:
+    """None, one, and one in another, whose states and weights are stacks of stacks."""
+    graph = decoder(**options)
+    given = parameters(graph)
+    ids = tokens(2, 12) % 11
+    want = reference.run(graph, given, {"tokens": ids})["logits"]
+    model = Session(lower(stateful(graph), given.__getitem__, max_positions=64), threads=1, spin=False)
+    assert len(model.layouts) == 1 + 2 * options["layers"] * (2 if "nested" in options else 1)
+    model.reset(2, 64)
+    got = np.concatenate([model.advance(ids[:, :5]), model.advance(ids[:, 5:6]), model.advance(ids[:, 6:])], 1)
+    assert difference(got, want) < TOLERANCE
 
 
 @pytest.mark.parametrize("dims", [{"head_dim": 8, "query_scale": 8}, {"head_dim": 4}, {"kv_heads": 4}, {"kv_heads": 1}])
