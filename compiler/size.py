@@ -61,7 +61,10 @@ class Polynomial:
     def __str__(self) -> str:
         out = ""
         for atoms, c in self.terms:
-            body = "*".join([str(abs(c))] * (abs(c) != 1 or not atoms) + [str(a) for a in atoms])
+            factors = [str(abs(c))] * (abs(c) != 1 or not atoms) + [str(a) for a in atoms]
+            if len(factors) > 1:  # 2*(n//2) is not 2*n//2
+                factors = [f"({f})" if "//" in f else f for f in factors]
+            body = "*".join(factors)
             out += ("-" if not out else " - ") + body if c < 0 else (" + " if out else "") + body
         return out
 
@@ -96,6 +99,8 @@ class Polynomial:
         return Polynomial.of({(FloorDiv(self, other),): 1})
 
     def __rfloordiv__(self, other: Size) -> Size:
+        if other == 0:
+            return 0
         numerator = other if isinstance(other, Polynomial) else Polynomial((((), other),))
         return Polynomial.of({(FloorDiv(numerator, self),): 1})
 
