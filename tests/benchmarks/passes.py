@@ -1,0 +1,148 @@
+"""What each pass gains on each backend: the figures of GAINS in compiler/passes/pipeline.py.
+
+    python -m tests.benchmarks.passes [--rounds 9] [--only loss_head:xla:training ...]
+
+A small Gemma-2-like model runs with and without the pass, in turns within a round, since a shared machine
+drifts. One JSON line per row: the median of (time without / time with), on the clock and of processor time,
+each with its 95% bootstrap interval. A pass is worth using where the interval lies above 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from planform.backends.onnx import Session, export
+from planform.backends.xla import Policy, initialise, lower
+from planform.compiler.elaborate import elaborate, elaborate_loss
+from planform.compiler.ir import Graph
+from planform.compiler.parameters import initial
+from planform.compiler.passes.base import Pass
+from planform.compiler.passes.last import last_only
+from planform.compiler.passes.local_attention import LocalAttention
+from planform.compiler.passes.loss_head import LossHead
+from planform.compiler.passes.pack_qkv import PackQkv
+from planform.compiler.passes.pipeline import CLEANUP
+from planform.compiler.passes.residual_norm import ResidualNorm
+from planform.compiler.passes.stateful import stateful
+from planform.compiler.types import Dim, TensorType
+from planform.spec import load
+
+from .xla import interval
+
+TRAINING = {"vocab": 8192, "d": 256, "layers": 4, "heads": 4, "kv_heads": 2, "head_dim": 64, "ff": 1024,
+            "window": 128, "query_scale": 64}  # fmt: skip
+STEP = {**TRAINING, "d": 512, "ff": 2048, "head_dim": 128, "query_scale": 128, "layers": 6}
+BATCH, TIME = 2, 1024
+PROMPT, DECODED, ROOM = 128, 32, 512
+
+Turn = Callable[[], None]
+
+
+def model(sizes: dict[str, int]) -> Any:
+    return load("gemma2", "small", [f"{k}={v}" for k, v in sizes.items()])
+
+
+def after(graph: Graph, passes: tuple[Pass, ...]) -> Graph:
+    for p in passes:
+        graph = p(graph)
+    return graph
+
+
+def xla_training(passes: tuple[Pass, ...], folder: Path) -> dict[str, Turn]:
+    """One evaluation of the loss and its gradient."""
+    spec = model(TRAINING)
+    t = TensorType("i32", (Dim.parse("batch"), Dim.parse("time")))
+    graph = after(elaborate_loss(spec, spec.train.values["loss"], {"tokens": t}), passes)
+    policy = Policy()
+    parameters = initialise(graph, policy, 0)
+    f = lower(graph, policy)
+    tokens = np.random.default_rng(0).integers(0, TRAINING["vocab"], (BATCH, TIME)).astype(np.int32)
+    step = jax.jit(jax.value_and_grad(lambda p: f(p, {"tokens": tokens})["loss"]))
+    return {"step": lambda: jax.block_until_ready(step(parameters))}
+
+
+def onnx_step(passes: tuple[Pass, ...], folder: Path) -> dict[str, Turn]:
+    """Reading a prompt; writing one token after another."""
+    graph = elaborate(model(STEP), "lm")
+    weights = initial(graph.parameters)
+    graph = after(stateful(graph), passes)
+    session = Session(export(last_only(graph), weights.__getitem__, folder, max_positions=ROOM), spin=False)
+    tokens = np.random.default_rng(0).integers(0, STEP["vocab"], (1, PROMPT)).astype(np.int32)
+
+    def prefill() -> None:
+        session.reset(1, ROOM)
+        session.advance(tokens)
+
+    def decode() -> None:
+        session.reset(1, ROOM)
+        logits = session.advance(tokens[:, :8])
+        for _ in range(DECODED):
+            logits = session.advance(logits.argmax(-1))
+
+    return {"prefill": prefill, "decode": decode}
+
+
+ROWS: dict[str, tuple[Callable[[tuple[Pass, ...], Path], dict[str, Turn]], Pass]] = {
+    "loss_head:xla:training": (xla_training, LossHead()),
+    "local_attention:xla:training": (xla_training, LocalAttention()),
+    "pack_qkv:onnx:step": (onnx_step, PackQkv()),
+    "residual_norm:onnx:step": (onnx_step, ResidualNorm()),
+}
+
+
+def seconds(turn: Turn) -> tuple[float, float]:
+    """On the clock, and of the processors."""
+    clock, cpu = time.perf_counter(), time.process_time()
+    turn()
+    return time.perf_counter() - clock, time.process_time() - cpu
+
+
+def measure(name: str, rounds: int, folder: Path) -> list[dict[str, Any]]:
+    """A row for each of the workload's parts."""
+    make, p = ROWS[name]
+    sides = [make(passes, folder / f"{p.name}-{i}") for i, passes in enumerate((CLEANUP, (*CLEANUP, p)))]
+    out = []
+    for part in sides[0]:
+        turns = [side[part] for side in sides]
+        for turn in turns:
+            turn()
+        samples: list[list[tuple[float, float]]] = [[], []]
+        for i in range(rounds):
+            for k in (0, 1) if i % 2 else (1, 0):
+                samples[k].append(seconds(turns[k]))
+        row: dict[str, Any] = {
+            "row": name,
+            "part": part,
+            "seconds": round(statistics.median(s[0] for s in samples[1]), 4),
+        }
+        for j, kind in enumerate(("clock", "processor")):
+            ratios = [a[j] / b[j] for a, b in zip(*samples)]
+            low, high = interval(ratios)
+            row[kind] = [round(x, 3) for x in (statistics.median(ratios), low, high)]
+        out.append(row)
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--only", nargs="+", choices=ROWS, default=list(ROWS))
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in args.only:
+            for row in measure(name, args.rounds, Path(scratch)):
+                print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    main()
