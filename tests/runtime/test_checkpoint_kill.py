@@ -41,7 +41,7 @@ os.rename = rename
 if point == "anywhere":
     threading.Timer(delay, die).start()
 with checkpoints:
-    for step in range(first, first + 100):
+    for step in range(first, first + 1000):
         rng = np.random.default_rng(step)
         arrays = {"w": rng.standard_normal((40, 50)), "b": rng.integers(0, 9, 7)}
         checkpoints.save(step, arrays, {"step": step})
@@ -64,7 +64,7 @@ def run(folder: Path, point: str, delay: float = 0.0) -> int:
 
 def check(folder: Path, begun: int) -> None:
     there = steps(folder)
-    assert there and begun - 1 <= there[-1] <= begun + 1
+    assert begun - 1 <= max(there, default=0) <= begun + 1
     assert len(there) >= min(KEEP, begun - 1)
     for step in there:
         rng = np.random.default_rng(step)

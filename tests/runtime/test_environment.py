@@ -1,0 +1,108 @@
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from planform.runtime import environment
+from planform.runtime.environment import cpu_environment, on_cpu
+
+PACKAGE = str(Path(__file__).parents[2] / ".pkg")
+KEEP = "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=20000000000"
+FAST = f"glibc.malloc.hugetlb=1:{KEEP}"
+COUNT = "--xla_force_host_platform_device_count"
+
+pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the tunables are glibc's")
+
+
+def test_what_is_added():
+    assert cpu_environment(1, {}) == {"GLIBC_TUNABLES": FAST}
+    assert cpu_environment(4, {}) == {"GLIBC_TUNABLES": FAST, "XLA_FLAGS": f"{COUNT}=4"}
+
+
+def test_what_the_user_set_stays():
+    tunables = "glibc.malloc.hugetlb=0:glibc.malloc.check=1"
+    given = {"GLIBC_TUNABLES": tunables, "XLA_FLAGS": f"{COUNT}=8"}
+    assert cpu_environment(2, given) == {"GLIBC_TUNABLES": f"{tunables}:{KEEP}"}
+    older = {"MALLOC_MMAP_MAX_": "9", "MALLOC_TRIM_THRESHOLD_": "9"}
+    assert cpu_environment(1, older) == {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+    assert cpu_environment(1, older | given) == {}
+    assert cpu_environment(2, {"XLA_FLAGS": "--xla_dump_to=x"})["XLA_FLAGS"] == f"--xla_dump_to=x {COUNT}=2"
+
+
+def test_on_cpu(monkeypatch):
+    assert on_cpu({"JAX_PLATFORMS": "cpu"}) and on_cpu({"JAX_PLATFORMS": "cpu,cuda"})
+    assert not on_cpu({"JAX_PLATFORMS": "cuda,cpu"})
+    monkeypatch.setattr(environment.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(environment.importlib.metadata, "entry_points", lambda group: ())
+    assert on_cpu({})
+    monkeypatch.setattr(environment.importlib.util, "find_spec", lambda name: name == "libtpu" or None)
+    assert not on_cpu({})
+    monkeypatch.setattr(environment.importlib.util, "find_spec", lambda name: name == "jax_plugins" or None)
+    assert not on_cpu({})
+
+
+SCRIPT = """
+import json, os, sys
+from pathlib import Path
+print("start", flush=True)
+from planform.runtime.environment import reexec_with
+reexec_with(int(sys.argv[1]))
+assert "jax" not in sys.modules
+assert __spec__, "started as a file instead of with -m"
+print(json.dumps([sys.argv[1:], dict(os.environ)]))
+"""
+
+
+def starts(tmp_path: Path, *arguments: str, **variables: str) -> tuple[int, list[str], dict[str, str]]:
+    """How often the script began, and the arguments and the environment it ended up with."""
+    (tmp_path / "script.py").write_text(SCRIPT)
+    plain = {k: v for k, v in os.environ.items() if k not in ("GLIBC_TUNABLES", "XLA_FLAGS", environment.GUARD)}
+    child = subprocess.run(
+        [sys.executable, "-m", "script", *arguments],
+        env=plain | {"PYTHONPATH": PACKAGE, "JAX_PLATFORMS": "cpu"} | variables,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    *begun, last = child.stdout.splitlines()
+    argv, final = json.loads(last)
+    return len(begun), argv, final
+
+
+def test_a_command_starts_itself_again_once(tmp_path):
+    count, argv, final = starts(tmp_path, "2", "a b", "--c=*")
+    assert count == 2 and argv == ["2", "a b", "--c=*"]
+    assert final["GLIBC_TUNABLES"] == FAST and final["XLA_FLAGS"] == f"{COUNT}=2"
+
+
+def test_not_when_there_is_nothing_to_add(tmp_path):
+    assert starts(tmp_path, "2", GLIBC_TUNABLES=FAST, XLA_FLAGS=f"{COUNT}=8")[0] == 1
+    assert starts(tmp_path, "2", JAX_PLATFORMS="tpu")[0] == 1
+
+
+def test_a_command_within_a_command_gets_its_own_number(tmp_path):
+    _, _, outer = starts(tmp_path, "2", XLA_FLAGS="--xla_dump_to=x")
+    ours = {name: outer[name] for name in ("GLIBC_TUNABLES", "XLA_FLAGS", environment.GUARD)}
+    count, _, inner = starts(tmp_path, "4", **ours)
+    assert count == 2 and inner["XLA_FLAGS"] == f"--xla_dump_to=x {COUNT}=4"
+    assert inner["GLIBC_TUNABLES"] == FAST
+    moved = ours | {"XLA_FLAGS": f"{COUNT}=2 --xla_dump_to=x"}
+    assert starts(tmp_path, "2", **ours)[0] == starts(tmp_path, "2", **moved)[0] == 1
+    assert starts(tmp_path, "1", **ours)[2]["XLA_FLAGS"] == "--xla_dump_to=x"
+
+
+def test_jax_sees_the_devices(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from planform.runtime.environment import reexec_with\nreexec_with(3)\nimport jax\nprint(jax.device_count())\n"
+    )
+    plain = {k: v for k, v in os.environ.items() if k not in ("GLIBC_TUNABLES", "XLA_FLAGS", environment.GUARD)}
+    plain |= {"PYTHONPATH": PACKAGE, "JAX_PLATFORMS": "cpu"}
+    out = subprocess.run([sys.executable, str(script)], env=plain, capture_output=True, text=True, check=True)
+    assert out.stdout == "3\n"
