@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import onnxruntime as ort
 
 from planform.backends.reference import interpreter as reference
 from planform.compiler.ir import Graph, Input
@@ -147,7 +148,7 @@ def verify_contract(folder: str | Path) -> Verdict:
             if have.get(name) != listed.get(name):
                 verdict.problems.append(f"{what} `{name}` is {have.get(name)}, the contract says {listed.get(name)}")
     if "fixture" in contract and not verdict.problems:
-        _run_fixture(folder, contract, verdict)
+        _run_fixture(session, folder, contract, verdict)
     return verdict
 
 
@@ -155,20 +156,19 @@ _DTYPES = {"tensor(float)": "float32", "tensor(int32)": "int32", "tensor(int64)"
            "tensor(int8)": "int8", "tensor(uint8)": "uint8"}  # fmt: skip
 
 
-def _run_fixture(folder: Path, contract: Mapping[str, Any], verdict: Verdict) -> None:
+def _run_fixture(session: ort.InferenceSession, folder: Path, contract: Mapping[str, Any], verdict: Verdict) -> None:
     about = contract["fixture"]
-    session = None
-    if contract["form"] == "step":
-        session = Session(folder)
-        session.reset(about["batch"], about["capacity"])
+    stream = Session(session) if contract["form"] == "step" else None
+    if stream:
+        stream.reset(about["batch"], about["capacity"])
     with np.load(folder / about["file"], allow_pickle=False) as arrays:
         for i in range(about["chunks"]):
             inputs, expected = (
                 {k.removeprefix(f"{i}/{kind}/"): arrays[k] for k in arrays.files if k.startswith(f"{i}/{kind}/")}
                 for kind in ("in", "out")
             )
-            count = inputs.pop("count", None) if session else None
-            got = session.step(inputs, count) if session else run(folder, inputs)
+            count = inputs.pop("count", None) if stream else None
+            got = stream.step(inputs, count) if stream else run(session, inputs)
             for name, want in expected.items():
                 error = difference(got[name], want, count)
                 verdict.errors[name] = max(error, verdict.errors.get(name, 0.0))

@@ -110,9 +110,14 @@ class Session:
     After `reset`, `advance` takes the next chunk of every stream: the whole prompt or one token.
     """
 
-    def __init__(self, source: Source, *, threads: int | None = None, spin: bool = True) -> None:
-        """Raises: ValueError where the model isn't in step form."""
-        self.session = load(source, options(threads, spin))
+    def __init__(self, source: Source | ort.InferenceSession, *, threads: int | None = None, spin: bool = True) -> None:
+        """`threads` and `spin` as for `options`, for a model that is not loaded yet.
+
+        Raises: ValueError where the model isn't in step form.
+        """
+        if not isinstance(source, ort.InferenceSession):
+            source = load(source, options(threads, spin))
+        self.session: ort.InferenceSession = source
         self.inputs = {i.name: i for i in self.session.get_inputs() if not i.name.startswith(PAST)}
         self.past = {i.name.removeprefix(PAST): i for i in self.session.get_inputs() if i.name.startswith(PAST)}
         self.outputs = [o.name for o in self.session.get_outputs() if not o.name.startswith(PRESENT)]
