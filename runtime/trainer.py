@@ -31,7 +31,8 @@ class Observer(Protocol):
     """Who is told how a run goes; process 0 has one."""
 
     def step(self, step: int, tokens: int, values: Values) -> None:
-        """After a step of so many tokens, a step late: loss, gradient_norm, learning_rate, tokens_per_second."""
+        """After a step of so many tokens (examples, where nothing is a sequence), a step late: loss, gradient_norm,
+        learning_rate, tokens_per_second."""
 
     def evaluation(self, step: int, values: Values) -> None:
         """After a measurement on held-out data: heldout_loss, and bits_per_byte where the data is text."""
@@ -86,6 +87,7 @@ class Trainer:
         self._checkpoints = Checkpoints(self.folder, program.keep) if self.folder else None
         self._saved: int | None = None
         self._values: Values = {}
+        self._size = 0
         try:
             self.state = self._first_state()
         except BaseException:
@@ -169,10 +171,10 @@ class Trainer:
     def _step(self, batches: Iterator[Batch]) -> dict[str, Any]:
         """One step of every update, as often as it says, in order; returns metrics that are still being computed."""
         parameters, optimizers, made = self.state.parameters, dict(self.state.optimizers), {}
-        self._tokens = 0
         for update in self.updates.each:
             for again in range(update.repeat):
                 batch = self._place(update, next(batches))
+                self._size = update.size(batch)
                 number = self.state.step * update.repeat + again + 1
                 parameters, optimizers[update.name], metrics = update.step(
                     parameters, optimizers[update.name], batch, number
@@ -189,7 +191,6 @@ class Trainer:
                 local = batch[name]
                 shape = (self.program.batch, *local.shape[1:])
                 found[name] = jax.make_array_from_process_local_data(sharding, local, shape)
-                self._tokens = max(self._tokens, math.prod(shape[:2]) if local.dtype.kind in "iu" else shape[0])
         return found
 
     def _report(self, step: int, made: dict[str, Any], clock: _Clock) -> None:
@@ -198,7 +199,7 @@ class Trainer:
         for name, metrics in jax.device_get(made).items():
             prefix = f"{name}/" if len(self.updates.each) > 1 else ""
             values.update({prefix + k: float(v) for k, v in metrics.items() if k != "weight"})
-        clock.tick(self._tokens)
+        clock.tick(self._size)
         broken = [k for k, v in values.items() if not math.isfinite(v)]
         if broken:
             kept = self._checkpoints.latest() if self._checkpoints else None
@@ -211,7 +212,7 @@ class Trainer:
             values["tokens_per_second"] = clock.last
         self._values.update(values)
         if self.observer:
-            self.observer.step(step, self._tokens, values)
+            self.observer.step(step, self._size, values)
 
     # -- now and then --------------------------------------------------------------------------------------
 

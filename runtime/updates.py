@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -50,7 +51,10 @@ class Updates:
         self.shardings: dict[str, NamedSharding] = {}
         self._owner: dict[str, Graph] = {}
         covered: set[str] = set()
-        updates = [replace(u, loss=optimise(u.loss, "xla", "training")) for u in program.updates]
+        updates = [
+            replace(u, loss=optimise(u.loss, "xla", "training"), heldout=optimise(u.heldout, "xla", "training"))
+            for u in program.updates
+        ]
         for update in updates:
             places = shardings(update.loss, layout.policy, layout.mesh, layout.rules)
             new = {n: s for n, s in storage(update.loss, layout.policy).items() if s.logical[0] not in covered}
@@ -94,11 +98,9 @@ class OneUpdate:
         self._accumulate = program.accumulate
         self._seed = program.seed
         self._stored = stored
-        self._own = storage(update.loss, layout.policy)
-        mesh = layout.mesh if layout.mesh.size > 1 else None
-        self._run = lower(update.loss, layout.policy, mesh, layout.rules)
-        self._run_heldout = lower(update.heldout, layout.policy, mesh, layout.rules)
-        used = {name for s in self._own.values() for name in s.logical}
+        self._layout = layout
+        self._run, self._run_heldout = self._runner(update.loss), self._runner(update.heldout)
+        used = {name for s in storage(update.loss, layout.policy).values() for name in s.logical}
         masks = {n: mask(update.params, s) for n, s in stored.items() if used.intersection(s.logical)}
         self.trained: dict[str, Mask] = {n: m for n, m in masks.items() if m is not False}
         updates = program.steps * update.repeat
@@ -114,6 +116,13 @@ class OneUpdate:
         self.initial = jax.jit(self.transformation.init, out_shardings=here)
         self.step = jax.jit(self._step, donate_argnums=(0, 1), out_shardings=(dict(places), here, whole))
         self.measure = jax.jit(self._measure, out_shardings=whole)
+
+    def size(self, batch: Mapping[str, Any]) -> int:
+        """How much a batch is: tokens, where the graph has a sequence axis, else examples."""
+        for v in self.graph.of_kind(Input):
+            if v.name in batch and self.graph.stream in v.type.names:
+                return math.prod(batch[v.name].shape[: v.type.axis(self.graph.stream) + 1])
+        return next(len(a) for a in batch.values())
 
     def _step(self, parameters: Arrays, state: Any, batch: Arrays, number: Any) -> tuple[Arrays, Any, Arrays]:
         trained = {n: parameters[n] for n in self.trained}
@@ -139,11 +148,20 @@ class OneUpdate:
         _, (values, weights) = lax.scan(one, None, _parts(batch, self._accumulate))
         return jnp.sum(values), jnp.sum(weights)
 
+    def _runner(self, graph: Graph) -> Lowered:
+        """The graph as a function of parameters as they are stored."""
+        layout, stored, own = self._layout, self._stored, storage(graph, self._layout.policy)
+        f = lower(graph, layout.policy, layout.mesh if layout.mesh.size > 1 else None, layout.rules)
+        return lambda parameters, batch, key: f(view(parameters, stored, own), batch, None, key)
+
     def _loss(self, run: Lowered, parameters: Arrays, batch: Arrays, key: Any) -> tuple[jax.Array, jax.Array]:
         """(the loss, its weight: how many entries it is the mean of)."""
-        out = run(view(parameters, self._stored, self._own), batch, None, key)
-        weight = out.get("weight", 1)
-        return out["loss"].astype(self._dtype), jnp.asarray(weight, self._dtype)
+        out = run(parameters, batch, key)
+        return out["loss"].astype(self._dtype), self._weight(out).astype(self._dtype)
+
+    def _weight(self, out: Arrays) -> jax.Array:
+        """Where a graph doesn't say how much its loss counts for, every part of a batch counts alike."""
+        return out.get("weight", jnp.ones(()))
 
 
 def _last(path: tuple[Any, ...]) -> Any:
