@@ -32,21 +32,30 @@ CLEANUP: tuple[Pass, ...] = (Canonicalise(), FoldConstants(), CommonSubexpressio
 
 @dataclass(frozen=True)
 class Gain:
-    """A pass and what it gains by (backend, form): time without it over time with it; absent: not used there."""
+    """Time without a pass over time with it, and the 95% interval of that ratio; `of` says of what."""
 
-    make: Pass
-    measured: tuple[tuple[Backend, Form, float], ...]
+    backend: Backend
+    form: Form
+    ratio: float
+    low: float
+    high: float
+    of: str
 
-    def on(self, backend: Backend, form: Form) -> float | None:
-        return next((ratio for b, f, ratio in self.measured if (b, f) == (backend, form)), None)
+    @property
+    def pays(self) -> bool:
+        return self.low > 1
 
 
-GAINS: tuple[Gain, ...] = (
-    Gain(LossHead(), ()),
-    Gain(LocalAttention(), ()),
-    Gain(PackQkv(), ()),
-    Gain(ResidualNorm(), ()),
+GAINS: tuple[tuple[Pass, tuple[Gain, ...]], ...] = (
+    (LossHead(), (Gain("xla", "training", 1.32, 1.19, 1.80, "loss and gradient, batch 2 x 1024"),)),
+    (LocalAttention(), ()),
+    (PackQkv(), ()),
+    (ResidualNorm(), ()),
 )
+
+
+def _used(gains: tuple[Gain, ...], backend: Backend, form: Form) -> bool:
+    return any(g.pays for g in gains if (g.backend, g.form) == (backend, form))
 
 
 def pipeline(backend: Backend, form: Form) -> tuple[Pass, ...]:
@@ -57,7 +66,7 @@ def pipeline(backend: Backend, form: Form) -> tuple[Pass, ...]:
     needed: tuple[Pass, ...] = (Stateful(),) if form == "step" else (LossWeight(),)
     if backend == "reference":
         return needed
-    return (*needed, *CLEANUP, *(g.make for g in GAINS if (g.on(backend, form) or 0.0) > 1.0))
+    return (*needed, *CLEANUP, *(p for p, gains in GAINS if _used(gains, backend, form)))
 
 
 def optimise(
@@ -88,9 +97,9 @@ def explain(graph: Graph, backend: Backend, form: Form = "training") -> list[Exp
     trace = Trace()
     graph = optimise(graph, backend, form, trace)
     unused = Trace()
-    for g in GAINS:
-        if backend != "reference" and g.make not in pipeline(backend, form):
-            g.make(graph, unused)
+    for p, _ in GAINS:
+        if backend != "reference" and p not in pipeline(backend, form):
+            p(graph, unused)
     note = f"would fire, but no gain was measured on {backend}"
     others = [Explanation(e.rule, "unused", e.op, e.origin, note) for e in unused.explanations if e.outcome == "fired"]
     return trace.explanations + others

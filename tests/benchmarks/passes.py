@@ -42,7 +42,7 @@ from .xla import interval
 TRAINING = {"vocab": 8192, "d": 256, "layers": 4, "heads": 4, "kv_heads": 2, "head_dim": 64, "ff": 1024,
             "window": 128, "query_scale": 64}  # fmt: skip
 STEP = {**TRAINING, "d": 512, "ff": 2048, "head_dim": 128, "query_scale": 128, "layers": 6}
-BATCH, TIME = 2, 1024
+SHORT, LONG = (4, 256), (1, 2048)  # batch, time
 PROMPT, DECODED, ROOM = 128, 32, 512
 
 Turn = Callable[[], None]
@@ -58,7 +58,7 @@ def after(graph: Graph, passes: tuple[Pass, ...]) -> Graph:
     return graph
 
 
-def xla_training(passes: tuple[Pass, ...], folder: Path) -> dict[str, Turn]:
+def xla_training(passes: tuple[Pass, ...], shape: tuple[int, int]) -> dict[str, Turn]:
     """One evaluation of the loss and its gradient."""
     spec = model(TRAINING)
     t = TensorType("i32", (Dim.parse("batch"), Dim.parse("time")))
@@ -66,7 +66,7 @@ def xla_training(passes: tuple[Pass, ...], folder: Path) -> dict[str, Turn]:
     policy = Policy()
     parameters = initialise(graph, policy, 0)
     f = lower(graph, policy)
-    tokens = np.random.default_rng(0).integers(0, TRAINING["vocab"], (BATCH, TIME)).astype(np.int32)
+    tokens = np.random.default_rng(0).integers(0, TRAINING["vocab"], shape).astype(np.int32)
     step = jax.jit(jax.value_and_grad(lambda p: f(p, {"tokens": tokens})["loss"]))
     return {"step": lambda: jax.block_until_ready(step(parameters))}
 
@@ -93,8 +93,8 @@ def onnx_step(passes: tuple[Pass, ...], folder: Path) -> dict[str, Turn]:
 
 
 ROWS: dict[str, tuple[Callable[[tuple[Pass, ...], Path], dict[str, Turn]], Pass]] = {
-    "loss_head:xla:training": (xla_training, LossHead()),
-    "local_attention:xla:training": (xla_training, LocalAttention()),
+    "loss_head:xla:training": (lambda passes, _: xla_training(passes, SHORT), LossHead()),
+    "local_attention:xla:training": (lambda passes, _: xla_training(passes, LONG), LocalAttention()),
     "pack_qkv:onnx:step": (onnx_step, PackQkv()),
     "residual_norm:onnx:step": (onnx_step, ResidualNorm()),
 }

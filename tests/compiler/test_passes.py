@@ -30,7 +30,7 @@ from planform.compiler.passes.loss_head import LossHead
 from planform.compiler.passes.loss_weight import LossWeight
 from planform.compiler.passes.pack_qkv import PackQkv
 from planform.compiler.passes.patterns import Var, op
-from planform.compiler.passes.pipeline import explain, optimise, pipeline
+from planform.compiler.passes.pipeline import GAINS, explain, optimise, pipeline
 from planform.compiler.passes.residual_norm import ResidualNorm
 from planform.compiler.passes.rewriting import Rule, apply_rules
 from planform.compiler.passes.stateful import Stateful, stateful
@@ -132,6 +132,12 @@ def check(p: Pass, example: Example, rtol: float = 1e-9) -> Graph:
     for name, array in want.items():
         np.testing.assert_allclose(got[name], array, rtol=rtol, atol=1e-11)
     return after
+
+
+@pytest.mark.parametrize("p", [Canonicalise(), CommonSubexpressions(), FoldConstants()], ids=lambda p: p.name)
+def test_the_algebra_keeps_its_meaning(p):
+    rng = np.random.default_rng(0)
+    check(p, Example(algebra(), {n: rng.normal(size=(3, 8)) for n in "xy"}))
 
 
 TOKENS = np.random.default_rng(5).integers(0, 11, (2, 9))
@@ -371,6 +377,17 @@ def test_pipelines_keep_the_meaning(backend, form):
     assert set(want) == set(got)
     for name, array in want.items():
         np.testing.assert_allclose(got[name], array, rtol=1e-10, atol=1e-12)
+
+
+def test_passes_for_speed_run_only_where_they_were_measured_to_gain():
+    for p, gains in GAINS:
+        for backend in ("xla", "onnx"):
+            for form in ("training", "step"):
+                gain = next((g for g in gains if (g.backend, g.form) == (backend, form)), None)
+                assert (p in pipeline(backend, form)) == (gain is not None and gain.low > 1)
+                assert gain is None or gain.low <= gain.ratio <= gain.high
+    assert {type(p) for p in pipeline("reference", "training")} == {LossWeight}
+    assert {type(p) for p in pipeline("reference", "step")} == {Stateful}
 
 
 def test_explain_tells_of_all_rules():
