@@ -14,6 +14,8 @@ from planform.compiler.ir import Builder, Graph, Input
 from planform.compiler.ops import OPS, At, Op
 from planform.compiler.types import TensorType
 
+from .xla_graphs import jit, relative
+
 DRAWN = sorted(set(OPS) - {"repeat"})
 Example = tuple[Op, list[tuple[TensorType, np.ndarray]]]
 
@@ -40,16 +42,10 @@ def reference(op: Op, types: list[TensorType], arrays: list[np.ndarray]) -> list
 
 
 def run(policy: Policy, op: Op, types: list[TensorType], arrays: list[Any]) -> list[np.ndarray]:
-    f = jax.jit(lower(graph_of(op, types), policy))
+    f = jit(lower(graph_of(op, types), policy))
     with jax.enable_x64(policy.compute == "f64"):
         out = f({}, {f"x{i}": a for i, a in enumerate(arrays)})
         return [np.asarray(out[k]) for k in sorted(out)]
-
-
-def relative(a: np.ndarray, b: np.ndarray) -> float:
-    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    assert a.shape == b.shape
-    return float(np.max(np.abs(a - b), initial=0) / max(np.max(np.abs(b), initial=0), 1e-30))
 
 
 @pytest.mark.parametrize("name", DRAWN)
@@ -126,7 +122,7 @@ def test_gradients_are_the_slopes_of_the_reference(name: str) -> None:
             found = f({}, given)
             return sum((w * found[f"y{i}"]).sum() for i, (w, m) in enumerate(zip(weights, moving)) if m)
 
-        grads = jax.jit(jax.grad(total, argnums=tuple(range(len(floats)))))(*(arrays[i] for i in floats))
+        grads = jit(jax.grad(total, argnums=tuple(range(len(floats)))))(*(arrays[i] for i in floats))
     measured = slopes(op, types, arrays, weights)
     for i, g in zip(floats, grads):
         direction, slope = measured[i]

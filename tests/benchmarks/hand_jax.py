@@ -43,7 +43,7 @@ def init(s: Sizes, scan: bool = False) -> Any:
     if scan:
         layers = [jax.tree.map(lambda *xs: np.stack(xs), *layers[j::2]) for j in (0, 1)]
     table = 0.02 * rng.standard_normal((s.vocab, s.d), dtype=np.float32)
-    return dict(table=table, norm=np.zeros(s.d, np.float32), layers=layers)
+    return {"table": table, "norm": np.zeros(s.d, np.float32), "layers": layers}
 
 
 def rms(x: jax.Array, g: jax.Array) -> jax.Array:

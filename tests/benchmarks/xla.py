@@ -12,15 +12,17 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from planform.backends.xla import Policy, initialise, lower
+
+from planform.backends.xla import Policy, initialise, lower, storage
 from planform.compiler.elaborate import elaborate_loss
 from planform.compiler.ir import Graph
-from planform.compiler.passes.loss_head import LossHead
+from planform.compiler.passes.pipeline import optimise
 from planform.compiler.types import Dim, TensorType
 from planform.spec import load
 
@@ -34,47 +36,68 @@ SIZES = {
 
 
 def graph_of(s: Sizes) -> Graph:
-    dims = dict(vocab=s.vocab, d=s.d, layers=s.layers, heads=s.heads, kv_heads=s.kv, head_dim=s.head_dim, ff=s.ff,
-                window=s.window, query_scale=s.head_dim)  # fmt: skip
-    spec = load("models/gemma2.yaml", "small", [f"{k}={v}" for k, v in dims.items()])
+    """The training loss of the shipped Gemma 2 in these sizes, as the trainer runs it."""
+    dims = {**asdict(s), "kv_heads": s.kv, "query_scale": s.head_dim}
+    del dims["kv"]
+    spec = load("gemma2", "small", [f"{k}={v}" for k, v in dims.items()])
+    assert spec.train is not None
     tokens = TensorType("i32", (Dim.parse("batch"), Dim.parse("time")))
-    return LossHead()(elaborate_loss(spec, spec.train.values["loss"], {"tokens": tokens}))
+    return optimise(elaborate_loss(spec, spec.train.values["loss"], {"tokens": tokens}), "xla", "training")
 
 
-def variant(name: str, s: Sizes, batch: int, time: int) -> tuple[Callable[..., Any], Any, Any]:
-    """(train step, its state, its tokens)."""
+Step = Callable[..., Any]
+
+
+def variant(name: str, s: Sizes) -> tuple[Step, Callable[[], Any], Any]:
+    """(train step, what makes its parameters, their shapes) of `hand`, `hand:scan` or `ours:FIELD=VALUE+..`."""
     kind, _, options = name.partition(":")
-    rng = np.random.default_rng(1)
-    tokens = rng.integers(3, s.vocab, (batch, time + 1)).astype(np.int32)
     if kind == "hand":
         scan = options == "scan"
-        params = jax.tree.map(jnp.asarray, init(s, scan))
-        fn = functools.partial(loss, s, scan=scan)
+        fn: Step = functools.partial(loss, s, scan=scan)
+        make = functools.partial(init, s, scan)
+        shapes = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, make()))
     else:
         fields = dict(o.split("=") for o in options.split("+") if o)
         policy = Policy(**{k: int(v) if v.isdigit() else v for k, v in fields.items()})  # type: ignore[arg-type]
         graph = graph_of(s)
-        params = initialise(graph, policy, 0)
+        make = functools.partial(initialise, graph, policy, 0)
+        shapes = {n: jax.ShapeDtypeStruct(p.type.shape({}), jnp.float32) for n, p in storage(graph, policy).items()}
         f = lower(graph, policy)
-        fn = lambda p, t: f(p, {"tokens": t})["loss"]  # noqa: E731
-        tokens = tokens[:, :-1]
+
+        def fn(params: Any, tokens: jax.Array) -> jax.Array:
+            return f(params, {"tokens": tokens[:, :-1]})["loss"]
 
     def step(state: Any, tokens: jax.Array) -> Any:
         params, m, v, n = state
         value, grads = jax.value_and_grad(fn)(params, tokens)
         return adamw(params, grads, m, v, n), value
 
-    zeros = lambda: jax.tree.map(jnp.zeros_like, params)  # noqa: E731
-    return step, (params, zeros(), zeros(), jnp.zeros(())), jnp.asarray(tokens)
+    return step, make, shapes
 
 
-def compiled(name: str, s: Sizes, batch: int, length: int) -> dict[str, Any]:
-    step, state, tokens = variant(name, s, batch, length)
-    t0 = time.perf_counter()
+def compiled(name: str, s: Sizes, args: argparse.Namespace, run: bool) -> dict[str, Any]:
+    """The compiled step; with `run` its state and tokens too."""
+    step, make, shapes = variant(name, s)
+    state = (shapes, shapes, shapes, jax.ShapeDtypeStruct((), jnp.float32))
+    tokens = np.random.default_rng(1).integers(3, s.vocab, (args.batch, args.time + 1)).astype(np.int32)
+    times = [(time.perf_counter(), time.process_time())]
     lowered = jax.jit(step, donate_argnums=0).lower(state, tokens)
-    t1 = time.perf_counter()
-    run = lowered.compile()
-    return dict(name=name, run=run, state=state, tokens=tokens, trace_s=t1 - t0, compile_s=time.perf_counter() - t1)
+    times.append((time.perf_counter(), time.process_time()))
+    found: dict[str, Any] = {"name": name, "run": lowered.compile(), "tokens": jnp.asarray(tokens)}
+    times.append((time.perf_counter(), time.process_time()))
+    (w0, c0), (w1, c1), (w2, c2) = times
+    found["cost"] = {
+        "trace_s": round(w1 - w0, 2),
+        "compile_s": round(w2 - w1, 2),
+        "trace_cpu_s": round(c1 - c0, 2),
+        "compile_cpu_s": round(c2 - c1, 2),
+        "temp_mb": found["run"].memory_analysis().temp_size_in_bytes >> 20,
+    }
+    if run:
+        params = jax.tree.map(jnp.asarray, make())
+        zeros = functools.partial(jax.tree.map, jnp.zeros_like, params)
+        found["state"] = (params, zeros(), zeros(), jnp.zeros(()))
+    return found
 
 
 def interval(ratios: list[float], draws: int = 4000) -> tuple[float, float]:
@@ -85,12 +108,13 @@ def interval(ratios: list[float], draws: int = 4000) -> tuple[float, float]:
 
 
 def measure_steps(args: argparse.Namespace) -> None:
-    s = SIZES[args.size]
-    runs = [compiled(v, s, args.batch, args.time) for v in args.variants.split(",")]
+    """Rounds in which every variant makes some steps, in turn; speeds are relative to the first variant."""
+    s = sized(args)[0]
+    runs = [compiled(v, s, args, run=True) for v in args.variants.split(",")]
     for r in runs:
-        r["seconds"], r["cpu"], r["losses"] = [], [], []
+        r["seconds"], r["cpu"] = [], []
         r["state"], value = r["run"](r["state"], r["tokens"])
-        r["losses"].append(float(value))
+        r["losses"] = [float(value)]
     for i in range(args.rounds):
         for r in runs[i % len(runs) :] + runs[: i % len(runs)]:
             t, c = time.perf_counter(), time.process_time()
@@ -102,40 +126,37 @@ def measure_steps(args: argparse.Namespace) -> None:
     for r in runs:
         ratios = [a / b for a, b in zip(runs[0]["seconds"], r["seconds"])]
         low, high = interval(ratios)
-        cpu = statistics.median(a / b for a, b in zip(runs[0]["cpu"], r["cpu"]))
-        out = dict(
+        report(
             variant=r["name"],
+            layers=s.layers,
             step_s=round(statistics.median(r["seconds"]), 3),
             best_s=round(min(r["seconds"]), 3),
             cpu_s=round(statistics.median(r["cpu"]), 3),
             speed=round(statistics.median(ratios), 3),
             interval=[round(low, 3), round(high, 3)],
-            speed_cpu=round(cpu, 3),
-            trace_s=round(r["trace_s"], 2),
-            compile_s=round(r["compile_s"], 2),
-            temp_mb=r["run"].memory_analysis().temp_size_in_bytes >> 20,
+            speed_cpu=round(statistics.median(a / b for a, b in zip(runs[0]["cpu"], r["cpu"])), 3),
             loss=[round(r["losses"][0], 4), round(r["losses"][-1], 4)],
+            **r["cost"],
         )
-        print(json.dumps(out), flush=True)
 
 
 def measure_compile(args: argparse.Namespace) -> None:
     for name in args.variants.split(","):
-        for layers in map(int, args.layers.split(",")):
-            s = SIZES[args.size]
-            r = compiled(name, Sizes(**{**s.__dict__, "layers": layers}), args.batch, args.time)
-            print(
-                json.dumps(
-                    dict(
-                        variant=name, layers=layers, trace_s=round(r["trace_s"], 2), compile_s=round(r["compile_s"], 2)
-                    )
-                ),
-                flush=True,
-            )
+        for s in sized(args):
+            report(variant=name, layers=s.layers, **compiled(name, s, args, run=False)["cost"])
+
+
+def sized(args: argparse.Namespace) -> list[Sizes]:
+    own = SIZES[args.size]
+    return [replace(own, layers=int(n)) for n in args.layers.split(",")] if args.layers else [own]
+
+
+def report(**row: Any) -> None:
+    print(json.dumps(row), flush=True)
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__)
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("what", choices=["step", "compile"])
     p.add_argument("--size", default="t40", choices=SIZES)
     p.add_argument("--batch", type=int, default=4)
@@ -143,7 +164,7 @@ def main() -> None:
     p.add_argument("--variants", default="hand,ours", help="hand, hand:scan, ours, ours:FIELD=VALUE+..")
     p.add_argument("--rounds", type=int, default=9)
     p.add_argument("--steps", type=int, default=1)
-    p.add_argument("--layers", default="12,96")
+    p.add_argument("--layers", help="one number, for `compile` several: 12,96")
     args = p.parse_args()
     (measure_steps if args.what == "step" else measure_compile)(args)
 
