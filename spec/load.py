@@ -74,7 +74,7 @@ def _load(source: Found, size: str | None, overrides: SequenceOf[str]) -> Spec:
     found.raise_errors()
     dim_values(spec.dims, found)
     found.raise_errors()
-    return replace(spec, warnings=(*found.found, *unused(spec)))
+    return replace(spec, warnings=tuple(unused(spec)))
 
 
 def _document(source: Found, chain: tuple[tuple[str, Span | None], ...]) -> Mapping:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from .ast import Body, Expr, Name
+import re
+
+from .ast import Body, Expr, Name, String
 from .diagnostics import Diagnostic, Diagnostics, Note
 from .model import Section, Spec, TensorDecl
 from .prelude import prelude
@@ -70,6 +72,7 @@ def unused(spec: Spec) -> list[Diagnostic]:
 
     for graph in spec.graphs.values():
         todo.extend((name.name, False) for name, _ in free_names(graph.body, graph.inputs))
+        todo.extend((word, False) for word in _pattern_words(graph.body))
         for decl in graph.inputs.values():
             for dim in decl.dims:
                 visit(dim)
@@ -86,6 +89,7 @@ def unused(spec: Spec) -> list[Diagnostic]:
         if name in spec.blocks:
             block = spec.blocks[name]
             todo.extend((node.name, block.prelude) for node in block_names(block))
+            todo.extend((word, block.prelude) for word in _pattern_words(block.body))
         elif name in spec.dims:
             visit(spec.dims[name].value)
         elif name in spec.params:
@@ -108,6 +112,12 @@ def unused(spec: Spec) -> list[Diagnostic]:
         for what, name, span in defined
         if name not in used
     ]
+
+
+def _pattern_words(body: Body) -> list[str]:
+    """The names in shape patterns such as "b t (h d) -> b h t d": dims give them their sizes."""
+    strings = [e.value for s in body.statements for e in s.value.walk() if isinstance(e, String)]
+    return [word for text in strings if "->" in text for word in re.findall(r"[A-Za-z_]\w*", text)]
 
 
 def _expressions(section: Section | None) -> list[Expr]:
