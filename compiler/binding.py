@@ -43,8 +43,15 @@ def signature(cls: type[Op]) -> str:
     """The call as people read it: `attend(query, key, value, scale, causal=false, ..)`."""
     parts = [t.rstrip("?") + ("=none" if t.endswith("?") else "") for t in cls.tensors]
     for f in fields(cls):
-        parts.append(f.name if f.default is MISSING else f"{f.name}={describe(f.default).split(' ', 1)[-1]}")
+        parts.append(f.name if f.default is MISSING else f"{f.name}={written(f.default)}")
     return f"{cls.name}({', '.join(parts)})"
+
+
+def written(default: Any) -> str:
+    """A default as a spec would write it."""
+    if isinstance(default, str):
+        return f'"{default}"'
+    return {"None": "none", "True": "true", "False": "false"}.get(str(default), str(default))
 
 
 def as_tensor(value: Any, cls: type[Op] | None = None) -> Any:
@@ -62,6 +69,8 @@ def as_tensor(value: Any, cls: type[Op] | None = None) -> Any:
 def to_dim(value: Any) -> Dim:
     """Raises: BindError where the value is no size."""
     if isinstance(value, Dim):
+        if isinstance(value.size, int) and value.size < 1:
+            raise BindError(f"`{value.name}` is a dim of size {value.size}", code="PF0313", help="sizes are at least 1")
         return value
     if isinstance(value, float) and value.is_integer():
         value = int(value)
@@ -138,7 +147,8 @@ def bind(
         except BindError as partial:
             # The reading to complain about is the one that its tensors suggest.
             required = [t for t in cls.tensors if not t.endswith("?")]
-            given = sum(as_tensor(v) is not None for v in positional)
+            kinds = Value if len(required) == 1 else (Value, Block)  # `softcap(f)` gives no cap rather than no input
+            given = sum(isinstance(as_tensor(v), kinds) for v in positional)
             given += sum(t.rstrip("?") in keywords for t in cls.tensors)
             raise (whole if given >= len(required) else partial) from None
 
@@ -152,7 +162,8 @@ def _assign(
     hints: dict[str, Any] = attribute_types(cls)  # type: ignore[arg-type]
     order = [t for t in tensors if t != primary] + list(hints)
     if len(positional) > len(order):
-        raise BindError(f"`{cls.name}` takes at most {len(order)} arguments here", len(order), help=signature(cls))
+        many = f"{len(order)} argument{'s' if len(order) != 1 else ''}" if order else "no arguments"
+        raise BindError(f"`{cls.name}` takes at most {many} here", len(order), help=signature(cls))
     given: dict[str, tuple[int | str, Any]] = {}
     for i, value in enumerate(positional):
         given[order[i]] = (i, value)

@@ -15,6 +15,10 @@ from .recipes import OPTIMIZERS, SOURCES, Recipe, read
 from .size import symbol
 from .types import Dim, TensorType
 
+_EXAMPLES = {
+    "loss": "loss: cross_entropy(lm(tokens).logits, next(tokens))",
+    "optimizer": "optimizer: adamw(warmup_cosine(3e-4, warmup=100), clip=1.0)",
+}
 _LATER = ("sample", "inner", "targets", "simultaneous")
 
 
@@ -85,7 +89,8 @@ def program(spec: Spec) -> Program:
     updates = []
     sections = values.get("updates") or {"train": values}
     for name, one in sections.items():
-        updates.append(_update(spec, train, name, one, inputs, number, len(sections) > 1))
+        place = f"updates.{name}." if "updates" in values else ""
+        updates.append(_update(spec, train, place, name, one, inputs, number))
     evaluate, checkpoint = values.get("evaluate") or {}, values.get("checkpoint") or {}
     given: dict[str, Any] = {k: values[k] for k in ("batch", "steps", "accumulate", "seed") if k in values}
     made = Program(
@@ -118,13 +123,12 @@ def _value(e: Elaborator, expr: ast.Expr) -> Any:
 def _update(
     spec: Spec,
     train: Section,
+    place: str,
     name: str,
     one: Mapping[str, Any],
     inputs: dict[str, TensorType],
     number: Any,
-    several: bool,
 ) -> Update:
-    place = f"updates.{name}." if several else ""
     for key in _LATER:
         if key in one:
             raise SpecError(
@@ -132,7 +136,8 @@ def _update(
             )
     for key in ("loss", "optimizer"):
         if key not in one:
-            raise SpecError(Diagnostic("PF0500", f"`train` has no `{place}{key}`", train.span))
+            span = train.spans.get(place.removesuffix("."), train.span)
+            raise SpecError(Diagnostic("PF0500", f"`train` has no `{place}{key}`", span, help=_EXAMPLES[key]))
     loss = elaborate_loss(spec, one["loss"], inputs, name)
     heldout = elaborate_loss(spec, one["loss"], inputs, name, training=False)
     optimizer = read(one["optimizer"], OPTIMIZERS, "optimizer", number)

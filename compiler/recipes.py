@@ -11,6 +11,9 @@ from typing import Any
 
 from planform.spec import Diagnostic, Span, SpecError, ast, did_you_mean
 
+from .binding import written
+from .values import describe
+
 REQUIRED = object()
 
 
@@ -110,7 +113,9 @@ def read(expr: ast.Expr, table: Mapping[str, Signature], what: str, number: Any)
             found[key] = _plain(number(a.value), signature.arguments[key], key, a.value)
     missing = [k for k in order if signature.arguments[k] is REQUIRED and k not in found]
     if missing:
-        raise SpecError(Diagnostic("PF0502", f"`{name}` needs `{missing[0]}`", expr.span))
+        parts = [k if v is REQUIRED else f"{k}={written(v)}" for k, v in signature.arguments.items()]
+        help = f"{name}({', '.join(parts)})"
+        raise SpecError(Diagnostic("PF0502", f"`{name}` needs `{missing[0]}`", expr.span, help=help))
     whole = {k: found.get(k, signature.arguments[k]) for k in order}
     return Recipe(name, whole, tuple(fields), expr.span)
 
@@ -127,4 +132,4 @@ def _plain(value: Any, default: Any, key: str, expr: ast.Expr) -> Any:
         return float(value)
     if want in (bool, int, str) and type(value) is want:
         return value
-    raise SpecError(Diagnostic("PF0502", f"`{key}` must be {kinds[want]}, got {value!r}", expr.span))
+    raise SpecError(Diagnostic("PF0502", f"`{key}` must be {kinds[want]}, got {describe(value)}", expr.span))

@@ -94,6 +94,7 @@ class Composite(Block):
 
     definition: BlockDef
     arguments: Mapping[str, Any]
+    places: Mapping[str, Span] = field(default_factory=dict)  # where each argument was written
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,15 +140,19 @@ def is_number(value: Any) -> bool:
 def describe(value: Any) -> str:
     """A value as an error message shows it."""
     if isinstance(value, Value):
-        return f"tensor {value.type}"
+        return f"the tensor {value.type}"
     if isinstance(value, Dim):
-        return f"dim {value}"
-    if isinstance(value, (Block, Outputs)):
-        return kind(value)
+        return f"the dim {value}"
+    if isinstance(value, Block):
+        return "a block"
+    if isinstance(value, Outputs):
+        return f"the outputs of graph `{value.graph}`"
+    if isinstance(value, Init):
+        return f"the initialisation {value}"
     if isinstance(value, str):
-        return f'string "{value}"'
+        return f'the string "{value}"'
     if value is None or isinstance(value, bool):
         return {None: "none", True: "true", False: "false"}[value]
     if isinstance(value, (list, tuple)):
-        return f"list [{', '.join(describe(v) for v in value)}]"
-    return f"number {value}"
+        return "a list"
+    return f"the number {value}"

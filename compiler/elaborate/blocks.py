@@ -106,7 +106,7 @@ class Elaborator(Expressions):
     def scope(self, use: Composite, x: Value) -> Env:
         d = use.definition
         names: dict[str, Any] = {"in": x.type.dims[-1]} if x.type.rank else {}
-        env = Env(names, d.prelude)
+        env = Env(names, d.prelude, use.places)
         for p in d.parameters:
             if p.name in use.arguments:
                 names[p.name] = use.arguments[p.name]
@@ -345,19 +345,19 @@ class Elaborator(Expressions):
 
     def graph_body(self, g: GraphDef, inputs: Mapping[str, Value]) -> Outputs:
         env = Env(dict(inputs))
+        places: dict[str, Span] = {}
         for s in g.body.statements:
             v = self.value(s.value, env)
             if s.name is not None:
+                places[s.name] = s.value.span
                 env.names[s.name] = Named(s.name, v, span=s.value.span) if isinstance(v, Block) else v
         found = {}
         for name in output_names(g):
             v = env.names.get(name)
             if not isinstance(v, (Value, Outputs)):
-                raise self.error(
-                    "PF0301",
-                    f"output `{name}` of graph `{g.name}` must be a tensor, it is {describe(v)}",
-                    g.span,
-                )
+                help = "a block needs an input: `x >> block`" if isinstance(v, Block) else None
+                message = f"output `{name}` of graph `{g.name}` must be a tensor, it is {describe(v)}"
+                raise self.error("PF0301", message, places.get(name, g.span), help=help)
             found[name] = self.tensor(v, g.body.statements[-1].value)
         if not found:
             raise self.error(

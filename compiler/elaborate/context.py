@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,16 +23,18 @@ from ..ops.contract import Op, ParameterDecl
 from ..ops.sequence import Iota
 from ..types import Dim, TensorType, TypeMismatch
 
-_MOST_NODES = 100_000
+_MOST_NODES = 10_000
 _DEEPEST = 500
 
 
 @dataclass(frozen=True)
 class Env:
-    """What names mean in one body: its own names over those of the spec (or the prelude)."""
+    """What names mean in one body: its own names over those of the spec (or the prelude); and for a block's arguments
+    the places where its call gives them."""
 
     names: dict[str, Any]
     prelude: bool = False
+    places: Mapping[str, Span] = field(default_factory=dict)
 
 
 @dataclass
@@ -141,7 +143,7 @@ class Context:
         if self.emitted > _MOST_NODES:
             raise self.error(
                 "PF0330",
-                f"this model has over {_MOST_NODES} ops",
+                f"this model has over {_MOST_NODES:,} ops",
                 span,
                 help="write equal layers as `layer ^ n` or `cycle([..], n)`: they stay one region",
             )
@@ -159,7 +161,10 @@ class Context:
         path = ".".join([*self.path, key])
         lead = self.stacks()
         if path not in self.regions[0].parameters:
-            t = TensorType(decl.dtype, (*lead, *decl.dims))
+            try:
+                t = TensorType(decl.dtype, (*lead, *decl.dims))
+            except TypeMismatch as e:
+                raise self.error(e.code, f"`{key}`: {e}", span, e.label, e.help) from None
             p = Parameter(self.hint(key), t, self.here(path, span), path=path, init=decl.init, stacked=len(lead))
             self.regions[0].parameters[path] = self.regions[0].builder.add(p)
         return self.slice_of(path, key, span)
@@ -214,7 +219,7 @@ class Context:
                     "PF0331",
                     f"`{op.name}` works along the sequence axis, and {x} has none",
                     span,
-                    help="name it with `stream:` in the graph",
+                    help="call that axis `time`, or name it with `stream:` in the graph",
                 )
             return [self.emit(Iota(x.dims[:-2]), span=span, element="position")]
         if op.name in ("attend", "rope") and axis != x.rank - 3:

@@ -38,6 +38,8 @@ from ..values import (
 )
 from .context import Context, Env
 
+MOST_LAYERS = 100_000
+INIT_HELP = "one of " + ", ".join(f"{n}(..)" if k else n for n, k in INITS.items())
 TENSOR_OPS = {"+": Add, "-": Sub, "*": Mul, "/": Div}
 
 
@@ -106,7 +108,8 @@ class Expressions(Context):
         dims = tuple(self.dim(e, Env({})) for e in decl.shape)
         init = self.value(decl.init, Env({})) if decl.init is not None else Init("normal", (0.02,))
         if not isinstance(init, Init):
-            raise self.error("PF0303", f"expected an initialisation, got {describe(init)}", decl.span)
+            span = decl.init.span if decl.init is not None else decl.span
+            raise self.error("PF0303", f"expected an initialisation, got {describe(init)}", span, help=INIT_HELP)
         root = self.regions[0]
         if name not in root.parameters:
             try:
@@ -189,15 +192,16 @@ class Expressions(Context):
         left, right = self.value(expr.left, env), self.value(expr.right, env)
         op = expr.operator
         if op == ">>":
+            there = self.written_at(expr.right, env)
             if isinstance(left, (Value, Outputs)):
-                return self.apply(self.block(right, expr.right.span), self.tensor(left, expr.left))
+                return self.apply(self.block(right, there), self.tensor(left, expr.left))
             if not isinstance(left, (Block, str)):
                 raise self.error(
                     "PF0301",
                     f"`>>` takes a tensor or a block on its left, got {describe(left)}",
                     expr.left.span,
                 )
-            return Pipe(self.block(left, expr.left.span), self.block(right, expr.right.span), span=expr.span)
+            return Pipe(self.block(left, self.written_at(expr.left, env)), self.block(right, there), span=expr.span)
         if op == "^" and isinstance(left, Block):
             return Repeated((left,), self.count(right, expr.right), span=expr.span)
         if isinstance(left, Block) or isinstance(right, Block):
@@ -218,14 +222,16 @@ class Expressions(Context):
     def count(self, value: Any, expr: ast.Expr) -> int:
         if isinstance(value, Dim):
             value = value.size
-        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 100_000:
-            return value
-        raise self.error(
-            "PF0305",
-            f"a block is repeated a whole number of times, not {describe(value)}",
-            expr.span,
-            notes=self.sizes_in(expr),
-        )
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if whole and 0 <= value <= MOST_LAYERS:
+            return int(value)
+        if whole and value > MOST_LAYERS:
+            message = f"a block is repeated {MOST_LAYERS:,} times at most, not {value:,} times"
+        else:
+            message = (
+                f"a block is repeated a whole number of times, not {value if is_number(value) else describe(value)}"
+            )
+        raise self.error("PF0305", message, expr.span, notes=self.sizes_in(expr))
 
     def attribute(self, expr: ast.Attribute, env: Env) -> Any:
         value = self.value(expr.value, env)
@@ -254,9 +260,12 @@ class Expressions(Context):
         if isinstance(function, Init):
             return self.initialisation(expr, function, positional)
         if isinstance(function, Composite):
-            made: Any = self.bind_composite(expr, function, positional, keywords)
+            made: Any = self.bind_composite(expr, function, positional, keywords, env)
         elif isinstance(function, OpUse):
-            made = self.bind_op(expr, function, positional, keywords)
+            for a, v in zip(expr.arguments, [*positional, *keywords.values()]):
+                if isinstance(v, Outputs) and len(v.values) > 1:
+                    self.tensor(v, a.value)  # says which outputs there are
+            made = self.bind_op(expr, function, positional, keywords, env)
         elif isinstance(function, GraphUse):
             return self.call_graph(expr, function, positional, keywords)
         else:
@@ -265,15 +274,25 @@ class Expressions(Context):
             return Named(name, made, span=expr.span)
         return made
 
-    def argument_span(self, expr: ast.Call, argument: int | str | None) -> Span:
+    def argument_span(self, expr: ast.Call, argument: int | str | None, env: Env | None = None) -> Span:
+        """Where an argument's value was written: with `env`, outside the block that hands its own argument on."""
+        found: ast.Expr | None = None
         if isinstance(argument, str):
-            for a in expr.arguments:
-                if a.name == argument:
-                    return a.value.span
+            found = next((a.value for a in expr.arguments if a.name == argument), None)
         plain = [a for a in expr.arguments if a.name is None]
         if isinstance(argument, int) and argument < len(plain):
-            return plain[argument].value.span
-        return expr.span
+            found = plain[argument].value
+        if found is None:
+            return expr.span
+        return self.written_at(found, env) if env else found.span
+
+    def name_span(self, expr: ast.Call, name: str) -> Span:
+        """Where the name of a keyword argument stands."""
+        return next((a.name_span for a in expr.arguments if a.name == name and a.name_span), expr.span)
+
+    def written_at(self, expr: ast.Expr, env: Env) -> Span:
+        """Where the value of an expression was written: that of a block's argument is written where it is called."""
+        return env.places.get(expr.name, expr.span) if isinstance(expr, ast.Name) else expr.span
 
     def initialisation(self, expr: ast.Call, function: Init, positional: list[Any]) -> Init:
         numbers: list[Any] = [v.size if isinstance(v, Dim) else v for v in positional]
@@ -283,7 +302,7 @@ class Expressions(Context):
         return Init(function.name, tuple(float(v) for v in numbers))
 
     def bind_composite(
-        self, expr: ast.Call, use: Composite, positional: list[Any], keywords: dict[str, Any]
+        self, expr: ast.Call, use: Composite, positional: list[Any], keywords: dict[str, Any], env: Env
     ) -> Composite:
         d = use.definition
         names = [p.name for p in d.parameters]
@@ -300,16 +319,19 @@ class Expressions(Context):
                 raise self.error(
                     "PF0224",
                     f"block `{d.name}` has no argument `{key}`",
-                    self.argument_span(expr, key),
+                    self.name_span(expr, key),
                     help=did_you_mean(key, names),
                     notes=[Note("defined here", d.span)],
                 )
             if key in given:
-                raise self.error("PF0302", f"`{key}` is given twice", self.argument_span(expr, key))
+                raise self.error("PF0302", f"`{key}` is given twice", self.name_span(expr, key))
             given[key] = value
-        return Composite(d, {**use.arguments, **given}, span=expr.span)
+        plain = [a.value for a in expr.arguments if a.name is None]
+        places = {n: self.written_at(e, env) for n, e in zip(names, plain)}
+        places |= {a.name: self.written_at(a.value, env) for a in expr.arguments if a.name in given}
+        return Composite(d, {**use.arguments, **given}, {**use.places, **places}, span=expr.span)
 
-    def bind_op(self, expr: ast.Call, use: OpUse, positional: list[Any], keywords: dict[str, Any]) -> Any:
+    def bind_op(self, expr: ast.Call, use: OpUse, positional: list[Any], keywords: dict[str, Any], env: Env) -> Any:
         if not keywords and issubclass(use.cls, Elementwise) and len(positional) == len(use.cls.tensors):
             plain = [v.size if isinstance(v, Dim) else v for v in positional]
             if all(is_number(v) and not isinstance(v, Polynomial) for v in plain):
@@ -319,13 +341,15 @@ class Expressions(Context):
             attributes, tensors, primary = bind(use.cls, positional, keywords)
         except BindError as e:
             help = (did_you_mean(str(e.argument), e.choices) if e.choices else None) or e.help
-            span = self.argument_span(expr, e.argument)
+            unknown = isinstance(e.argument, str) and e.choices
+            span = self.name_span(expr, str(e.argument)) if unknown else self.argument_span(expr, e.argument, env)
             raise self.error(e.code, str(e), span, help=help, notes=self.sizes_in(expr)) from None
         if init is not None and not isinstance(init, Init):
             raise self.error(
                 "PF0303",
                 f"expected an initialisation, got {describe(init)}",
-                self.argument_span(expr, "init"),
+                self.argument_span(expr, "init", env),
+                help=INIT_HELP,
             )
         made = OpUse(use.cls, attributes, tensors, primary, init, span=expr.span)
         if primary is None and not any(isinstance(t, Block) for t in tensors.values()):

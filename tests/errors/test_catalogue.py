@@ -1,6 +1,6 @@
 """The catalogue of wrong specs: every NAME.yaml here is reported exactly as NAME.txt says.
 
-A first line `# load: size=large set=d=3` is how the case is loaded. `UPDATE_GOLDEN=1` rewrites the texts; read
+A first line `# load: size=large set=d=3 mesh=data=2` is how the case is loaded. `UPDATE_GOLDEN=1` rewrites the texts; read
 the difference before you keep it.
 """
 
@@ -26,7 +26,9 @@ def check(path: Path) -> list[Diagnostic]:
     options = first.removeprefix("# load: ").split() if first.startswith("# load: ") else []
     size = next((o.removeprefix("size=") for o in options if o.startswith("size=")), None)
     overrides = tuple(o.removeprefix("set=") for o in options if o.startswith("set="))
-    return in_order(check_file(path.name, size, overrides))
+    axes = next((o.removeprefix("mesh=") for o in options if o.startswith("mesh=")), "")
+    mesh = {a: int(n) for a, _, n in (axis.partition("=") for axis in axes.split(",")) if n}
+    return in_order(check_file(path.name, size, overrides, mesh or None))
 
 
 def places(text: str) -> list[tuple[str, str, str]]:
