@@ -179,11 +179,13 @@ def start(
         environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     if place:
         environment["PLANFORM_PLACE"] = place
+    # A process with a place ends when its standard input does: it stays open as long as this process lives.
+    stdin, _ = os.pipe() if place else (subprocess.DEVNULL, None)
     return subprocess.Popen(
         [sys.executable, "-m", "tests.runtime.training", json.dumps(dict(job))],
         env=environment,
         cwd=ROOT,
-        stdin=subprocess.PIPE,
+        stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
