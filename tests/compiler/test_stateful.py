@@ -7,10 +7,14 @@ import pytest
 from tests.compiler.graphs import ROWS, STREAM, TIME, decoder, decoder_loss, parameters
 
 from planform.backends.reference import run, zeros
-from planform.compiler.ir import Builder, Graph, Input, verify
+from planform.compiler.ir import Argument, Builder, Graph, Input, Origin, verify
+from planform.compiler.ops.attention import Attend
+from planform.compiler.ops.control import Repeat
 from planform.compiler.ops.loss import CrossEntropy
 from planform.compiler.ops.reduce import Mean
+from planform.compiler.parameters import stack_shape
 from planform.compiler.passes.stateful import stateful
+from planform.compiler.types import Dim
 from planform.spec import SpecError
 
 SHAPES = [{"layers": 1}, {"layers": 3}, {"layers": 2, "nested": True}]
@@ -125,3 +129,44 @@ def test_documents_have_no_place_in_a_stream():
     e = refusal(b.finish({"d": document}))
     assert e.diagnostics[0].code == "PF0341"
     assert CrossEntropy().reach().ahead == 0  # its own reach is pointwise: only the lost axis gives it away
+
+
+def test_layers_that_share_a_graph_keep_states_of_their_own():
+    """A graph called inside a repetition has paths of its own, without the layers' slice."""
+    heads = STREAM.with_dims((*STREAM.dims[:2], Dim("heads", 2), Dim("head_dim", 4)))
+    b = Builder("lm", stream="time")
+    x = b.add(Input("x", heads))
+    where = [b.add(Input(n, ROWS, default=d)) for n, d in (("position", "iota"), ("document", "zeros"))]
+    inner = Builder("layer")
+    h, position, document = (inner.add(Argument(v.name, v.type)) for v in (x, *where))
+    inner.origin = Origin("shared.attend", "lm.yaml:4:5")
+    region = inner.finish({"x": inner.emit(Attend(0.5, True, 3), h, h, h, position, document)})
+    b.origin = Origin("lm.layer", "lm.yaml:9:9")
+    graph = b.finish({"logits": b.emit(Repeat(2, 1, 0), x, *where, region=region)[0]})
+    step = stateful(graph)
+    verify(step)
+    assert [s.path for s in step.states][1:] == [
+        "lm.layer[0:2].shared.attend.key",
+        "lm.layer[0:2].shared.attend.value",
+    ]
+    assert all(s.stacked == len(stack_shape(s.path)) for s in step.states)
+    data = np.random.default_rng(4).normal(size=(2, 7, 2, 4))
+    states, parts = zeros(step, {"batch": 2}), []
+    for chunk in np.split(data, [2, 3], 1):
+        states = run(step, {}, {"x": chunk}, states)
+        parts.append(states.pop("logits"))
+    want = run(graph, {}, {"x": data})["logits"]
+    np.testing.assert_allclose(np.concatenate(parts, 1), want, rtol=1e-10)
+
+
+def test_two_ops_at_one_path_have_two_states():
+    b = Builder("lm", stream="time")
+    x = b.add(Input("x", STREAM.with_dims((*STREAM.dims[:2], Dim("heads", 2), Dim("head_dim", 4)))))
+    where = [b.add(Input(n, ROWS, default=d)) for n, d in (("position", "iota"), ("document", "zeros"))]
+    b.origin = Origin("lm.attend")
+    y = b.emit(Attend(0.5, True), x, x, x, *where)
+    step = stateful(b.finish({"y": b.emit(Attend(0.3, True), y, x, x, *where)}))
+    verify(step)
+    assert [s.path for s in step.states] == [
+        "length", "lm.attend.key", "lm.attend.value", "lm.attend.key_2", "lm.attend.value_2",
+    ]  # fmt: skip
