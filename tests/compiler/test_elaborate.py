@@ -175,7 +175,7 @@ def test_a_graph_owns_its_parameters() -> None:
         ("y = x >> 3", "", "PF0301", "3"),
         ("y = x >> relu ^ 1.5", "", "PF0305", "1.5"),
         ("y = x >> softcap(id)", "", "PF0303", "id"),
-        ("y = x >> linear(d, baas=true)", "", "PF0224", "true"),
+        ("y = x >> linear(d, baas=true)", "", "PF0224", "baas"),
         ("y = x >> relu * (d / 4)", "", "PF0306", "(d / 4)"),
         ("y = x >> relu * (d / (n - 5))", "", "PF0306", "(d / (n - 5))"),
         ("y = x >> f(1, 2)", "  f(a): a * id\n", "PF0302", "2"),
