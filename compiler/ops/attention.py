@@ -126,7 +126,8 @@ class _Attention(Op):
         return query.with_dims((*query.dims[:-1], value.dims[-1]))
 
     def reach(self) -> Reach:
-        return Reach(self.window - 1 if self.window else None, 0 if self.causal else None)
+        far = self.window - 1 if self.window else None
+        return Reach(far, 0 if self.causal else far)
 
     def scores(self, q: np.ndarray, k: np.ndarray, v: np.ndarray, visible: np.ndarray) -> np.ndarray:
         """The core in float64: q [.., T, H, D], k and v [.., S, K, D], visible [.., T, S] -> [.., T, H, Dv]."""

@@ -106,7 +106,7 @@ def test_a_loss_is_refused_by_op_path_and_place():
 
 def test_attention_to_later_entries_is_refused_inside_a_repetition():
     e = refusal(decoder(layers=3, causal=False))
-    assert "`attend` looks ahead without bound along `time`" in e.diagnostics[0].message
+    assert "`attend` looks 3 ahead along `time`" in e.diagnostics[0].message
     assert e.diagnostics[0].notes[0].text == "in lm.layer[0:3].attend.core"
 
 
