@@ -1,0 +1,39 @@
+"""A run's folder without the training: random parameters, so that what comes after training is tested in seconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax.numpy as jnp
+
+from planform.compiler.elaborate import elaborate
+from planform.compiler.ir import Graph
+from planform.runtime.checkpoint import Checkpoints
+from planform.runtime.data import ByteTokenizer
+from planform.runtime.probe import probe_parameters
+from planform.runtime.run import write_run
+from planform.spec import Spec, load
+
+TINY = ("d=16", "ff=24", "layers=2", "heads=2", "kv_heads=1", "head_dim=8", "query_scale=8", "window=8")
+"""Overrides that make Gemma 2 as small as it can be with everything in it."""
+
+
+def tiny_spec() -> Spec:
+    return load("gemma2@small", overrides=TINY)
+
+
+def tiny_graph() -> Graph:
+    return elaborate(tiny_spec())
+
+
+def tiny_run(folder: Path, seed: int = 0) -> Path:
+    """The folder of a run of one step, as `train` would leave it."""
+    spec = tiny_spec()
+    parameters = probe_parameters(elaborate(spec), seed)
+    write_run(folder, spec, TINY, {"batch": 2, "seed": 0, "data": {"length": 32}, "files": None})
+    (folder / "tokenizer").mkdir()
+    ByteTokenizer().save(folder / "tokenizer")
+    with Checkpoints(folder) as checkpoints:
+        arrays = {f"parameters/{name}": jnp.asarray(a) for name, a in parameters.items()}
+        checkpoints.save(1, arrays, {"arrays": sorted(arrays)}, wait=True)
+    return folder
