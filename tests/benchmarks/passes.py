@@ -42,7 +42,7 @@ from .xla import interval
 TRAINING = {"vocab": 8192, "d": 256, "layers": 4, "heads": 4, "kv_heads": 2, "head_dim": 64, "ff": 1024,
             "window": 128, "query_scale": 64}  # fmt: skip
 STEP = {**TRAINING, "d": 512, "ff": 2048, "head_dim": 128, "query_scale": 128, "layers": 6}
-SHORT, LONG = (4, 256), (1, 2048)  # batch, time
+SHORT, LONG = (2, 1024), (1, 2048)  # batch, time
 PROMPT, DECODED, ROOM = 128, 32, 512
 
 Turn = Callable[[], None]
