@@ -103,9 +103,7 @@ def _run_nodes(
         if isinstance(node.op, Repeat) and node.region:
             results = _repeat(node.op, node.region, arrays, env, watch, index)
         else:
-            at = At(
-                tuple(v.type.bind(env) for v in node.inputs), tuple(v.type.bind(env) for v in node.outputs)
-            )
+            at = At(tuple(v.type.bind(env) for v in node.inputs), tuple(v.type.bind(env) for v in node.outputs))
             found = node.op.bind(env).reference(at, *arrays)
             results = list(found) if isinstance(found, tuple) else [found]
         for v, array in zip(node.outputs, results, strict=True):
@@ -139,7 +137,4 @@ def _repeat(
 
 def zeros(graph: Graph, env: Mapping[str, int]) -> dict[str, np.ndarray]:
     """The states of a fresh stream, e.g. env = {"batch": 2, "capacity": 64}."""
-    return {
-        s.path: np.zeros(s.type.shape(env), np.float64 if s.type.is_float else s.type.numpy)
-        for s in graph.states
-    }
+    return {s.path: np.zeros(s.type.shape(env), np.float64 if s.type.is_float else s.type.numpy) for s in graph.states}

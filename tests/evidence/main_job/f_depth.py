@@ -20,9 +20,9 @@ def compile_seconds(layers: int) -> dict[str, float]:
     import jax
     import jax.numpy as jnp
     import optax
-    from planform.compiler.passes.pipeline import optimise
 
     from planform.backends.xla import Policy, lower, storage
+    from planform.compiler.passes.pipeline import optimise
     from planform.compiler.program import program
     from planform.spec import load
 

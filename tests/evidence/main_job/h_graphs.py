@@ -56,9 +56,8 @@ def deterministic() -> tuple[Any, bool]:
             subprocess.run(
                 [sys.executable, "-c", EXPORT, str(out)], check=True, env={**_environment(), "PYTHONHASHSEED": seed}
             )
-            digests.append({
-                p.name: hashlib.sha256(p.read_bytes()).hexdigest()[:16] for p in sorted(out.iterdir()) if "model.onnx" in p.name
-            })  # fmt: skip
+            files = [p for p in sorted(out.iterdir()) if p.name.startswith("model.onnx")]
+            digests.append({p.name: hashlib.sha256(p.read_bytes()).hexdigest()[:16] for p in files})
     return digests[0], digests[0] == digests[1] and len(digests[0]) >= 1
 
 
