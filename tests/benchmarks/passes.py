@@ -1,10 +1,11 @@
 """What each pass gains on each backend: the figures of GAINS in compiler/passes/pipeline.py.
 
-    python -m tests.benchmarks.passes [--rounds 9] [--only loss_head:xla:training ...]
+    python -m tests.benchmarks.passes [--builds 9] [--rounds 5] [--only loss_head:xla:training ...]
 
 A small Gemma-2-like model runs with and without the pass, in turns within a round, since a shared machine
-drifts. One JSON line per row: the median of (time without / time with), on the clock and of processor time,
-each with its 95% bootstrap interval. A pass is worth using where the interval lies above 1.
+drifts; and both are built anew several times, since where a build's memory lies is worth some per cent, too.
+One JSON line per row: the median over builds of (time without / time with), on the clock and of processor
+time, each with its 95% bootstrap interval. A pass is worth using where the interval lies above 1.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ SHORT, LONG = (2, 1024), (1, 2048)  # batch, time
 PROMPT, DECODED, ROOM = 128, 32, 512
 
 Turn = Callable[[], None]
+Make = Callable[[tuple[Pass, ...], Path], dict[str, Turn]]
 
 
 def model(sizes: dict[str, int]) -> Any:
@@ -74,9 +76,11 @@ def xla_training(passes: tuple[Pass, ...], shape: tuple[int, int]) -> dict[str, 
 def onnx_step(passes: tuple[Pass, ...], folder: Path) -> dict[str, Turn]:
     """Reading a prompt; writing one token after another."""
     graph = elaborate(model(STEP), "lm")
-    weights = initial(graph.parameters)
-    graph = after(stateful(graph), passes)
-    session = Session(export(last_only(graph), weights.__getitem__, folder, max_positions=ROOM), spin=False)
+    if not folder.exists():
+        weights = initial(graph.parameters)
+        step = last_only(after(stateful(graph), passes))
+        export(step, weights.__getitem__, folder, max_positions=ROOM)
+    session = Session(folder, spin=False)
     tokens = np.random.default_rng(0).integers(0, STEP["vocab"], (1, PROMPT)).astype(np.int32)
 
     def prefill() -> None:
@@ -92,7 +96,7 @@ def onnx_step(passes: tuple[Pass, ...], folder: Path) -> dict[str, Turn]:
     return {"prefill": prefill, "decode": decode}
 
 
-ROWS: dict[str, tuple[Callable[[tuple[Pass, ...], Path], dict[str, Turn]], Pass]] = {
+ROWS: dict[str, tuple[Make, Pass]] = {
     "loss_head:xla:training": (lambda passes, _: xla_training(passes, SHORT), LossHead()),
     "local_attention:xla:training": (lambda passes, _: xla_training(passes, LONG), LocalAttention()),
     "pack_qkv:onnx:step": (onnx_step, PackQkv()),
@@ -107,40 +111,49 @@ def seconds(turn: Turn) -> tuple[float, float]:
     return time.perf_counter() - clock, time.process_time() - cpu
 
 
-def measure(name: str, rounds: int, folder: Path) -> list[dict[str, Any]]:
+def one_build(
+    make: Make, p: Pass, rounds: int, folder: Path, flip: bool
+) -> dict[str, list[tuple[float, float, float]]]:
+    """For each part of the workload, (seconds with the pass, ratio on the clock, ratio of processor time) by round."""
+    order = (1, 0) if flip else (0, 1)  # which side is made first may decide where its memory lies
+    made = {k: make((*CLEANUP, p) if k else CLEANUP, folder / f"{p.name}-{k}") for k in order}
+    out: dict[str, list[tuple[float, float, float]]] = {}
+    for part in made[0]:
+        for k in order:
+            made[k][part]()
+        for i in range(rounds):
+            taken = {k: seconds(made[k][part]) for k in ((0, 1) if i % 2 else (1, 0))}
+            clock, cpu = (taken[0][j] / taken[1][j] for j in (0, 1))
+            out.setdefault(part, []).append((taken[1][0], clock, cpu))
+    return out
+
+
+def measure(name: str, builds: int, rounds: int, folder: Path) -> list[dict[str, Any]]:
     """A row for each of the workload's parts."""
     make, p = ROWS[name]
-    sides = [make(passes, folder / f"{p.name}-{i}") for i, passes in enumerate((CLEANUP, (*CLEANUP, p)))]
+    parts: dict[str, list[tuple[float, ...]]] = {}
+    for i in range(builds):
+        for part, samples in one_build(make, p, rounds, folder, bool(i % 2)).items():
+            parts.setdefault(part, []).append(tuple(statistics.median(column) for column in zip(*samples)))
     out = []
-    for part in sides[0]:
-        turns = [side[part] for side in sides]
-        for turn in turns:
-            turn()
-        samples: list[list[tuple[float, float]]] = [[], []]
-        for i in range(rounds):
-            for k in (0, 1) if i % 2 else (1, 0):
-                samples[k].append(seconds(turns[k]))
-        row: dict[str, Any] = {
-            "row": name,
-            "part": part,
-            "seconds": round(statistics.median(s[0] for s in samples[1]), 4),
-        }
-        for j, kind in enumerate(("clock", "processor")):
-            ratios = [a[j] / b[j] for a, b in zip(*samples)]
-            low, high = interval(ratios)
-            row[kind] = [round(x, 3) for x in (statistics.median(ratios), low, high)]
+    for part, medians in parts.items():
+        taken, clock, cpu = (list(column) for column in zip(*medians))
+        row: dict[str, Any] = {"row": name, "part": part, "seconds": round(statistics.median(taken), 4)}
+        for kind, ratios in (("clock", clock), ("processor", cpu)):
+            row[kind] = [round(x, 3) for x in (statistics.median(ratios), *interval(ratios))]
         out.append(row)
     return out
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--builds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", nargs="+", choices=ROWS, default=list(ROWS))
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         for name in args.only:
-            for row in measure(name, args.rounds, Path(scratch)):
+            for row in measure(name, args.builds, args.rounds, Path(scratch)):
                 print(json.dumps(row), flush=True)
 
 
