@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from .app import app
+from .commands import app
 
 HEAVY = ("train", "eval", "demo")
 """Commands that compute for long: they start themselves again in the environment that suits a CPU best."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +19,8 @@ EPILOG = "Example: planform demo --out runs/demo"
 SPEC = "gemma2@small"
 PROMPT = "def __init__(self, "
 
+Figures = dict[str, Any]
+
 
 def add(app: typer.Typer) -> None:
     app.command(epilog=EPILOG)(demo)
@@ -26,21 +29,26 @@ def add(app: typer.Typer) -> None:
 def demo(
     folder: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Everything goes there.")] = Path("runs/demo"),
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Training steps, to make it shorter.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as one line of JSON.")] = False,
 ) -> None:
     """Check, train on two replicas, evaluate, export, verify and generate: everything, in a few minutes."""
-    from .console import out
+    from .console import err, out
 
     begun = time.monotonic()
-    console = out()
+    console = err() if as_json else out()
     spec = _check(console)
-    _train(console, spec, folder, steps)
-    _evaluate(console, folder)
-    _export(console, folder)
-    good = _verify(console, folder)
-    _generate(console, folder)
-    minutes, seconds = divmod(round(time.monotonic() - begun), 60)
-    console.print(f"\n[bold]all of it in {minutes} min {seconds} s[/], in {folder}")
-    if not good:
+    figures = {
+        **_train(console, spec, folder, steps),
+        **_evaluate(console, folder),
+        **_export(console, folder),
+        **_verify(console, folder),
+        "text": _generate(console, folder),
+    }
+    seconds = round(time.monotonic() - begun)
+    console.print(f"\n[bold]all of it in {seconds // 60} min {seconds % 60} s[/], in {folder}")
+    if as_json:
+        print(json.dumps({**figures, "seconds": seconds, "folder": str(folder)}))
+    if not figures["verified"]:
         raise typer.Exit(1)
 
 
@@ -62,12 +70,11 @@ def _check(console: Console) -> Any:
     if any(d.severity == "error" for d in found):
         raise SpecError(found)
     n = count_parameters(elaborate(spec))
-    lines = spec.source.text.count("\n")
-    console.print(f"   {spec.source.name}: {lines} lines, no errors; {label(spec)} has {count(n.total)} parameters")
+    console.print(f"   {spec.source.name}: no errors; {label(spec)} has {count(n.total)} parameters")
     return spec
 
 
-def _train(console: Console, spec: Any, folder: Path, steps: int | None) -> None:
+def _train(console: Console, spec: Any, folder: Path, steps: int | None) -> Figures:
     from ..train import train
 
     _title(console, "2  train", f"train {SPEC} --out {folder} --mesh data=2")
@@ -76,29 +83,30 @@ def _train(console: Console, spec: Any, folder: Path, steps: int | None) -> None
     if result.signal:
         raise typer.Exit(result.exit_code)
     console.print(f"   {result.step} steps, {result.tokens_per_second:,.0f} tokens/s")
+    return {"steps": result.step, "tokens_per_second": round(result.tokens_per_second)}
 
 
-def _evaluate(console: Console, folder: Path) -> None:
+def _evaluate(console: Console, folder: Path) -> Figures:
     from ..evaluate import evaluate_run
 
     _title(console, "3  evaluate", f"eval {folder}")
     found = evaluate_run(folder)
     mine, bigram = found["bits_per_byte"], found["bigram_bits_per_byte"]
-    console.print(
-        f"   held-out text: [bold]{mine:.3f}[/] bits per byte; a bigram model counted on the same text {bigram:.3f}"
-    )
+    console.print(f"   held-out text: [bold]{mine:.3f}[/] bits per byte; a bigram model of the same text: {bigram:.3f}")
+    return {"bits_per_byte": mine, "bigram_bits_per_byte": bigram}
 
 
-def _export(console: Console, folder: Path) -> None:
+def _export(console: Console, folder: Path) -> Figures:
     from ..exporting import export_run
     from .console import size
 
     _title(console, "4  export", f"export {folder} --to onnx")
     found = export_run(folder, folder / "onnx")
     console.print(f"   {found['folder']}: {size(found['bytes'])}, with a contract and a fixture to check it by")
+    return {"artefact_bytes": found["bytes"]}
 
 
-def _verify(console: Console, folder: Path) -> bool:
+def _verify(console: Console, folder: Path) -> Figures:
     from planform.compiler.elaborate import elaborate
 
     from ..run import parameters_of_run, spec_of_run
@@ -122,10 +130,13 @@ def _verify(console: Console, folder: Path) -> bool:
     if not contract["problems"]:
         console.print(f"   {'contract':<14} holds, and so does its fixture")
     print_diagnostics([diagnostic(d, spec) for d in report.divergences], console)
-    return report.holds and not contract["problems"]
+    return {
+        "verified": report.holds and not contract["problems"],
+        "errors": {k: float(f"{v:.2e}") for k, v in worst.items()},
+    }
 
 
-def _generate(console: Console, folder: Path) -> None:
+def _generate(console: Console, folder: Path) -> str:
     from ..generate import generate, open_decoder, prompt_tokens
 
     command = f"generate {folder}/onnx --prompt '{PROMPT}'"
@@ -133,5 +144,7 @@ def _generate(console: Console, folder: Path) -> None:
     decoder, tokenizer, _ = open_decoder(folder / "onnx")
     ids = prompt_tokens(PROMPT, tokenizer)
     found = list(generate(decoder, ids, 240, temperature=0.5, seed=0, stop=tokenizer.eos))
-    for line in (PROMPT + tokenizer.decode(found)).split("\n"):
+    text = PROMPT + tokenizer.decode(found)
+    for line in text.split("\n"):
         console.print("   " + line, markup=False, highlight=False, soft_wrap=True)
+    return text

@@ -65,10 +65,17 @@ def train(
     if code is not None:
         raise typer.Exit(code)
 
+    from planform.compiler.check import check
+    from planform.spec import SpecError
+
     from ..mesh import parse_mesh
     from ..train import train as run
     from .console import err, print_json
 
+    axes = parse_mesh(mesh) if mesh else None
+    found = check(loaded)
+    if any(d.severity == "error" for d in found):
+        raise SpecError(found)  # everything at once, before anything is read or written
     result = run(
         loaded,
         target,
@@ -80,7 +87,7 @@ def train(
         length=length,
         accumulate=accumulate,
         seed=seed,
-        mesh=parse_mesh(mesh) if mesh else None,
+        mesh=axes,
         precision=precision,
         resume=resume,
         quiet=quiet,
