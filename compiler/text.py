@@ -179,7 +179,7 @@ class _Reader:
     """Reads line by line; within a line, token by token."""
 
     def __init__(self, text: str) -> None:
-        self.lines = [(i, line) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
+        self.lines = [(i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
         self.row, self.at = 0, 0
 
     # -- places --

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -172,8 +172,3 @@ def in_order(graph: Graph) -> Graph:
     for node in graph.nodes:
         place(node)
     return replace(graph, nodes=tuple(done))
-
-
-def names(values: Sequence[Value]) -> str:
-    """Values in words, for reasons."""
-    return ", ".join(f"%{v.name}" for v in values)
