@@ -142,7 +142,10 @@ def layers_in(node: Node) -> int:
 
 
 def _plan(graph: Graph, policy: Policy, budget: int, found: dict[Node, int]) -> int:
-    """Fills `found`; returns how many layer bodies the graph's program holds."""
+    """Fills `found`; returns how many layer bodies the graph's program holds, those in scans counted twice.
+
+    What is to be recomputed must stand in a scan on CPU: elsewhere XLA finds that it has it already.
+    """
     repeats = [n for n in graph.nodes if isinstance(n.op, Repeat) and n.region]
     total = 0
     for node in repeats:
@@ -152,9 +155,12 @@ def _plan(graph: Graph, policy: Policy, budget: int, found: dict[Node, int]) -> 
         n, most = node.op.count, max(share // body, 1)
         if policy.unroll is not None:
             u = min(policy.unroll, n)
+        elif n <= most and not (policy.remat != "none" and policy.platform == "cpu"):
+            u = n
         else:
-            u = next(k for k in numbers(min(n, most), -1) if k == n or k + n % k <= most or k == 1)
+            # In a scan a body is compiled for two loops, and reads and writes its stacks: it counts twice.
+            u = next(k for k in numbers(max(min(n, most) // 2, 1), -1) if 2 * k + n % k <= most or k == 1)
         found[node] = u
         used, _, rest = split(n, u)
-        total += (used + rest) * body
+        total += (2 * used + rest) * body
     return total

@@ -22,7 +22,7 @@ from planform.compiler.types import TensorType
 
 from .grouping import Grouped, Plan, group, join, names, split
 from .policy import DTYPES, Policy
-from .rules import EXCLUDED, RULES, Call, Default, dtype_of
+from .rules import EXCLUDED, RULES, Call, Default, Lazy, dtype_of
 from .rules.attention import angles
 
 Lowered = Callable[..., dict[str, jax.Array]]
@@ -166,7 +166,7 @@ class _Run:
 
     def constrain(self, x: Any, t: TensorType) -> Any:
         """x, kept split as the rules say."""
-        if self.mesh is None or isinstance(x, Default):
+        if self.mesh is None or isinstance(x, Lazy):
             return x
         spec = spec_for(t, self.rules, self.mesh.axis_names)
         if not any(spec):
@@ -179,7 +179,7 @@ class _Run:
         unroll = self.plan.unroll[node]
         u, m, rest = split(op.count, unroll)
         carries = tuple(self.cast(a, v.type) for a, v in zip(arguments[: op.carries], region.inputs, strict=False))
-        stacks = [group(s, op.count, unroll) for s in arguments[op.carries : op.carries + op.stacks]]
+        stacks = [group(_stack(s), op.count, unroll) for s in arguments[op.carries : op.carries + op.stacks]]
         invariants = [_unstacked(a) for a in arguments[op.carries + op.stacks :]]
         self.hoist(region, op, invariants)
         outs = list(region.outputs.values())
@@ -190,7 +190,7 @@ class _Run:
             inner.nodes(region.nodes, values)
             carried = tuple(self.constrain(self.cast(values[v], v.type), v.type) for v in outs[: op.carries])
             made = [values[v] for v in outs[op.carries :]]
-            return carried, [v if isinstance(v, Grouped) else _plain(v) for v in made]
+            return carried, [_stack(v) for v in made]
 
         if self.policy.remat != "none":
             saved = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
@@ -231,9 +231,13 @@ def _unstacked(value: Any) -> Any:
     return join(value) if isinstance(value, Grouped) else value
 
 
+def _stack(value: Any) -> Any:
+    return value if isinstance(value, Grouped) else _plain(value)
+
+
 def _plain(value: Any) -> Any:
     value = _unstacked(value)
-    return value.array() if isinstance(value, Default) else value
+    return value.array() if isinstance(value, Lazy) else value
 
 
 def _regroup(value: Any, groupings: Sequence[tuple[int, int]]) -> Any:

@@ -26,7 +26,8 @@ class Policy:
 
     compute     what the IR's floats are computed in; norms, softmax and losses take float32 or wider
     unroll      layers of a repetition written out in one step of its scan; None lets `budget` decide
-    budget      layer bodies that one program may hold: compile time grows with it and with nothing else
+    budget      layer bodies that one program may hold, those in scans counted twice: compile time grows with
+                it and with nothing else
     remat       what the backward pass recomputes: nothing, whole layers, or all but matrix products
     loss_bytes  the most that one chunk of logits may take in `linear_cross_entropy`
     """

@@ -32,13 +32,25 @@ def angles(call: Call, position: Any, half: int, base: float) -> tuple[jax.Array
     return cos, sin
 
 
-@rule(ops.Rope, defaults=True, floats="own")
+@rule(ops.Rope, lazy=Default, floats="own")
 def rope(call: Call, x: jax.Array, position: Any) -> jax.Array:
     half = call.op.half(call.inputs[0])
     cos, sin = angles(call, position, half, call.op.base)
+    return rotate(x, cos, sin)
+
+
+@jax.custom_vjp
+def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """x with its pairs (i, i + half) turned by the angles; turned back, for the gradient."""
+    half = cos.shape[-1]
     a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
-    turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x.dtype)
-    return jnp.concatenate([turned, rest], -1) if rest.shape[-1] else turned
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin, rest], -1).astype(x.dtype)
+
+
+rotate.defvjp(
+    lambda x, cos, sin: (rotate(x, cos, sin), (cos, sin)),
+    lambda kept, dy: (rotate(dy, kept[0], -kept[1]), None, None),
+)
 
 
 def seen(op: Any, pq: jax.Array, pk: jax.Array) -> jax.Array:
@@ -54,7 +66,7 @@ def seen(op: Any, pq: jax.Array, pk: jax.Array) -> jax.Array:
     return ok
 
 
-@rule(ops.Attend, defaults=True)
+@rule(ops.Attend, lazy=Default)
 def attend(call: Call, q: jax.Array, k: jax.Array, v: jax.Array, *given: Any) -> jax.Array:
     positions, documents = _where(given)
     if positions is None:
@@ -74,7 +86,7 @@ def _where(given: tuple[Any, ...]) -> tuple[jax.Array | None, jax.Array | None]:
     return arrays[0], arrays[1]
 
 
-@rule(ops.AttendLocal, defaults=True)
+@rule(ops.AttendLocal, lazy=Default)
 def attend_local(call: Call, q: jax.Array, k: jax.Array, v: jax.Array, *given: Any) -> jax.Array:
     op, time = call.op, q.shape[-3]
     block, back = op.block, -(-(op.window - 1) // op.block)
@@ -199,7 +211,7 @@ def _rows(ok: jax.Array, z: jax.Array) -> jax.Array:
     return ok.reshape(*ok.shape[:-3], z.shape[-2], z.shape[-1])
 
 
-@rule(ops.AttendCached, defaults=True)
+@rule(ops.AttendCached, lazy=Default)
 def attend_cached(
     call: Call, q: jax.Array, k: jax.Array, v: jax.Array, keys: jax.Array, values: jax.Array, length: Any, count: Any
 ) -> tuple[jax.Array, jax.Array, jax.Array]:

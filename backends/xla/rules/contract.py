@@ -41,12 +41,17 @@ class Call:
         return dtype_of(t, self.policy)
 
 
-@dataclass(frozen=True)
-class Default:
-    """An input nobody gave: `iota` along the last dim, `zeros`, or `full` (`fill` everywhere).
+class Lazy:
+    """A value that is no array yet. Rules that can do better than with an array take it as it is; the others
+    get `array()`."""
 
-    Rules that can do better than with an array take it as it is; the others get `array()`.
-    """
+    def array(self) -> jax.Array:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Default(Lazy):
+    """An input nobody gave: `iota` along the last dim, `zeros`, or `full` (`fill` everywhere)."""
 
     kind: Literal["iota", "zeros", "full"]
     type: TensorType
@@ -62,15 +67,15 @@ class Default:
 @dataclass(frozen=True)
 class Rule:
     """`floats` says how float inputs arrive: in the policy's compute dtype, widened to float32 or more (the
-    results are cast back), or as they are. `defaults`: the function takes `Default` values itself."""
+    results are cast back), or as they are. `lazy`: what kind of Lazy values the function takes itself."""
 
     function: Callable[..., Any]
     floats: Literal["compute", "wide", "own"]
-    defaults: bool
+    lazy: type[Lazy] | None
 
     def __call__(self, call: Call, *values: Any) -> tuple[Any, ...]:
-        if not self.defaults:
-            values = tuple(v.array() if isinstance(v, Default) else v for v in values)
+        kept = self.lazy or ()
+        values = tuple(v.array() if isinstance(v, Lazy) and not isinstance(v, kept) else v for v in values)
         if self.floats != "own":
             scalars = not any(t.rank for t in call.outputs)
             name = call.policy.wide if self.floats == "wide" or scalars else call.policy.compute
@@ -83,11 +88,11 @@ class Rule:
 
 
 def _to(v: Any, dtype: Any) -> Any:
-    return v.astype(dtype) if not isinstance(v, Default) and jnp.issubdtype(v.dtype, jnp.floating) else v
+    return v.astype(dtype) if not isinstance(v, Lazy) and jnp.issubdtype(v.dtype, jnp.floating) else v
 
 
 def rule(
-    *ops: type[Op], floats: Literal["compute", "wide", "own"] = "compute", defaults: bool = False
+    *ops: type[Op], floats: Literal["compute", "wide", "own"] = "compute", lazy: type[Lazy] | None = None
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Registers the lowering of some ops. Raises: ValueError where one has a rule already."""
 
@@ -95,7 +100,7 @@ def rule(
         for op in ops:
             if op.name in RULES:
                 raise ValueError(f"op `{op.name}` already has a rule")
-            RULES[op.name] = Rule(function, floats, defaults)
+            RULES[op.name] = Rule(function, floats, lazy)
         return function
 
     return register

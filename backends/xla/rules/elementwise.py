@@ -15,11 +15,11 @@ from planform.compiler.types import align
 
 from ..policy import DTYPES
 from .contract import Call, rule
+from .gate import Gate, gated
 
 FUNCTIONS: dict[type[ops.Elementwise], Callable[..., Any]] = {
     ops.Add: jnp.add,
     ops.Sub: jnp.subtract,
-    ops.Mul: jnp.multiply,
     ops.Div: jnp.divide,
     ops.Pow: jnp.power,
     ops.Maximum: jnp.maximum,
@@ -54,6 +54,18 @@ def elementwise(call: Call, *values: Any) -> jax.Array:
         wide = DTYPES[call.policy.wide]
         aligned = [a if jnp.issubdtype(a.dtype, jnp.floating) else a.astype(wide) for a in aligned]
     return jnp.broadcast_to(FUNCTIONS[type(call.op)](*aligned), call.outputs[0].shape({}))
+
+
+@rule(ops.Mul, lazy=Gate)
+def mul(call: Call, x: Any, y: Any) -> jax.Array:
+    same = call.inputs[0].dims == call.inputs[1].dims
+    if isinstance(y, Gate) and not isinstance(x, Gate):
+        x, y = y, x
+    if same and isinstance(x, Gate) and not isinstance(y, Gate):
+        return gated(x.name, x.x, y)
+    x, y = (v.array() if isinstance(v, Gate) else v for v in (x, y))
+    dims = call.outputs[0].dims
+    return align(x, call.inputs[0], dims) * align(y, call.inputs[1], dims)
 
 
 @rule(ops.Cast, floats="own")

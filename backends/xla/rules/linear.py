@@ -19,7 +19,10 @@ def linear(call: Call, x: jax.Array, weight: jax.Array, *bias: jax.Array) -> jax
     if axes != tuple(range(x.ndim - len(axes), x.ndim)):
         x = jnp.moveaxis(x, axes, range(x.ndim - len(axes), x.ndim))
     rows, out = x.shape[: x.ndim - len(axes)], weight.shape[len(axes) :]
-    y = matmul(x.reshape(math.prod(rows), -1), weight.reshape(-1, math.prod(out))).reshape(*rows, *out)
+    # One matrix for all products of an x: what the gradients keep of it is then one array too.
+    key = ("rows", id(x), len(axes))
+    _, flat = call.shared.setdefault(key, (x, x.reshape(math.prod(rows), -1)))
+    y = matmul(flat, weight).reshape(*rows, *out)
     return y + bias[0] if bias else y
 
 
@@ -27,19 +30,21 @@ def linear(call: Call, x: jax.Array, weight: jax.Array, *bias: jax.Array) -> jax
 def matmul(x: jax.Array, w: jax.Array) -> jax.Array:
     """x [rows, k] w [k, n] -> [rows, n], with a gradient that never transposes a wide matrix.
 
-    Left to itself, XLA sums w's gradient over [batch, time] of a transposed copy, and fuses into the copy what
-    leads up to it: computed a second time, with strided reads.
+    w may have its k and n split into several dims. Left to itself, XLA sums w's gradient over [batch, time]
+    of a transposed copy, and fuses into the copy what leads up to it: computed a second time, with strided
+    reads.
     """
-    return lax.dot(x, w)
+    return lax.dot(x, w.reshape(x.shape[1], -1))
 
 
 def _matmul_forward(x: jax.Array, w: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return lax.dot(x, w), (x, w)
+    return matmul(x, w), (x, w)
 
 
 def _matmul_backward(kept: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, w = kept
-    return lax.dot_general(dy, w, (((1,), (1,)), ((), ()))), outer(x, dy)
+    dx = lax.dot_general(dy, w.reshape(x.shape[1], -1), (((1,), (1,)), ((), ())))
+    return dx, outer(x, dy).reshape(w.shape)
 
 
 matmul.defvjp(_matmul_forward, _matmul_backward)

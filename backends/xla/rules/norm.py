@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -9,12 +12,36 @@ from jax import lax
 from planform.compiler.ops import norm as ops
 
 from .contract import Call, rule
+from .gate import Gate
 
 
-@rule(ops.RmsNorm, floats="wide")
+@rule(ops.RmsNorm, floats="own")
 def rms_norm(call: Call, x: jax.Array, scale: jax.Array) -> jax.Array:
-    r = lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + call.op.eps)
-    return x * r * (scale + call.op.offset if call.op.offset else scale)
+    return scaled_by_rms(x.astype(call.dtype(call.inputs[0])), scale, call.op.offset, call.op.eps)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def scaled_by_rms(x: jax.Array, scale: jax.Array, offset: float, eps: float) -> jax.Array:
+    """x / rms(x) * (offset + scale); its gradient keeps x and one number a row."""
+    return _rms_forward(x, scale, offset, eps)[0]
+
+
+def _rms_forward(x: jax.Array, scale: jax.Array, offset: float, eps: float) -> tuple[jax.Array, Any]:
+    wide = x.astype(_wide(x))
+    r = lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + eps)
+    return (wide * r * (scale.astype(wide.dtype) + offset)).astype(x.dtype), (x, r, scale)
+
+
+def _rms_backward(offset: float, eps: float, kept: Any, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, r, scale = kept
+    wide, g = x.astype(r.dtype), dy.astype(r.dtype)
+    dscale = jnp.sum(g * wide * r, tuple(range(x.ndim - 1))).astype(scale.dtype)
+    g = g * (scale.astype(r.dtype) + offset)
+    dx = r * g - wide * (r * r * r * jnp.mean(g * wide, -1, keepdims=True))
+    return dx.astype(x.dtype), dscale
+
+
+scaled_by_rms.defvjp(_rms_forward, _rms_backward)
 
 
 @rule(ops.LayerNorm, floats="wide")
@@ -34,16 +61,10 @@ def softcap(call: Call, x: jax.Array) -> jax.Array:
     return call.op.cap * jnp.tanh(x * (1 / call.op.cap))
 
 
-@rule(ops.GeluTanh)
-def gelu_tanh(call: Call, x: jax.Array) -> jax.Array:
-    return jax.nn.gelu(x, approximate=True)
+@rule(ops.GeluTanh, ops.Gelu, ops.Silu)
+def activation(call: Call, x: jax.Array) -> Gate:
+    return Gate(call.op.name, x)
 
 
-@rule(ops.Gelu)
-def gelu(call: Call, x: jax.Array) -> jax.Array:
-    return jax.nn.gelu(x, approximate=False)
-
-
-@rule(ops.Silu)
-def silu(call: Call, x: jax.Array) -> jax.Array:
-    return jax.nn.silu(x)
+def _wide(x: jax.Array) -> Any:
+    return jnp.promote_types(x.dtype, jnp.float32)

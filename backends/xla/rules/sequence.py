@@ -10,7 +10,7 @@ from planform.compiler.ops import sequence as ops
 from .contract import Call, Default, rule
 
 
-@rule(ops.Next, defaults=True)
+@rule(ops.Next, lazy=Default)
 def next_(call: Call, x: jax.Array, document: jax.Array | Default) -> jax.Array:
     x = x.array() if isinstance(x, Default) else x
     shifted = x[:, 1:]
@@ -25,7 +25,7 @@ def advance(call: Call, length: jax.Array) -> jax.Array:
     return length[:, None] + jnp.arange(time, dtype=jnp.int32)
 
 
-@rule(ops.Last, defaults=True)
+@rule(ops.Last, lazy=Default)
 def last(call: Call, x: jax.Array, count: jax.Array | Default) -> jax.Array:
     if isinstance(count, Default) and count.kind == "full":
         return x[:, count.fill - 1 : count.fill]
