@@ -101,7 +101,7 @@ def spawn(processes: int, command: Sequence[str]) -> int:
     as SIGTERM. When one fails the others are ended. Returns 0, or the exit code of the first that failed (128 + signal
     for one that a signal killed).
     """
-    coordinator = f"127.0.0.1:{_free_port()}"
+    coordinator = f"127.0.0.1:{free_port()}"
     children: list[subprocess.Popen[bytes]] = []
     errors: list[IO[bytes] | None] = []
     before = {}
@@ -214,7 +214,8 @@ def _own_stdout() -> None:
         sys.stdout = own
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nothing listens on now."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port: int = s.getsockname()[1]

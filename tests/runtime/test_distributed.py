@@ -16,7 +16,7 @@ from planform.runtime.errors import UserError
 
 
 def pair(job, devices=1):
-    port = distributed._free_port()
+    port = distributed.free_port()
     return [start(job, devices, f"{i}/2/127.0.0.1:{port}") for i in range(2)]
 
 

@@ -75,22 +75,23 @@ def trainer(
     mesh: str = "data=1",
     compute: str = "f32",
     text: str = SPEC,
+    spec: str | None = None,
     overrides: Sequence[str] = (),
     save: bool = False,
     observer: Any = None,
     unroll: int | None = None,
     **program_fields: Any,
 ) -> Any:
-    """A Trainer of SPEC; its corpus, cache and (with `save`) checkpoints are in `folder`."""
+    """A Trainer of `text`, or of the shipped `spec`; its data and (with `save`) checkpoints are in `folder`."""
     from planform.backends.xla import Policy
     from planform.compiler.program import program
     from planform.runtime.data import TextData, load_tokenizer, read_corpus
     from planform.runtime.mesh import check_mesh, make_mesh, parse_mesh, rules_of, share_of
     from planform.runtime.trainer import Trainer
     from planform.runtime.updates import Layout
-    from planform.spec import load_text
+    from planform.spec import load, load_text
 
-    spec = load_text(text, overrides=tuple(overrides))
+    spec = load(spec, overrides=tuple(overrides)) if spec else load_text(text, overrides=tuple(overrides))
     chosen = replace(program(spec), **program_fields)
     axes, rules = parse_mesh(mesh), rules_of(spec)
     check_mesh(spec, [u.loss for u in chosen.updates], axes, chosen.batch, chosen.accumulate)
@@ -202,20 +203,29 @@ def finish(child: subprocess.Popen[str], timeout: float = 600) -> Any:
     return json.loads(out)
 
 
-def kill_at(point: str | None) -> None:
-    """Arranges for SIGKILL: `after N` milliseconds, or in a save just `before` or after (`within`) the checkpoint of
-    a step gets its final name, as in `before 5`."""
-    if point is None:
-        return
-    when, _, number = point.partition(" ")
-    die = lambda: os.kill(os.getpid(), signal.SIGKILL)  # noqa: E731
-    if when == "after":
-        threading.Timer(int(number) / 1000, die).start()
-        return
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Killed(Losses):
+    """Kills the process some milliseconds after a step is reported: `step 4 20`."""
+
+    def __init__(self, at: int, milliseconds: int) -> None:
+        super().__init__()
+        self._at, self._seconds = at, milliseconds / 1000
+
+    def step(self, step: int, tokens: int, values: Mapping[str, float]) -> None:
+        super().step(step, tokens, values)
+        if step == self._at:
+            threading.Timer(self._seconds, die).start()
+
+
+def kill_in_save(when: str, step: str) -> None:
+    """Kills the process just `before` the checkpoint of a step gets its final name, or just `after`."""
     original = os.rename
 
     def rename(source: Any, target: Any, **options: Any) -> None:
-        mine = os.path.basename(target) == number
+        mine = os.path.basename(target) == step
         if mine and when == "before":
             die()
         original(source, target, **options)
@@ -223,6 +233,16 @@ def kill_at(point: str | None) -> None:
             die()
 
     os.rename = rename
+
+
+def observer_for(kill: str | None) -> Losses:
+    """For `step 4 20`, `before 6`, `after 6` or nothing."""
+    when, *numbers = (kill or "never").split()
+    if when == "step":
+        return Killed(int(numbers[0]), int(numbers[1]))
+    if numbers:
+        kill_in_save(when, numbers[0])
+    return Losses()
 
 
 def main(job: dict[str, Any]) -> Any:
@@ -234,10 +254,10 @@ def main(job: dict[str, Any]) -> Any:
     if job.get("compute") == "f64":
         jax.config.update("jax_enable_x64", True)
     folder, meshes, steps = Path(job.pop("folder")), job.pop("meshes"), job.pop("steps")
-    kill_at(job.pop("kill", None))
+    kill = job.pop("kill", None)
     out = {}
     for mesh in meshes:
-        seen = Losses()
+        seen = observer_for(kill)
         with trainer(folder, mesh, observer=seen, steps=steps, **job) as t:
             state = {"before": bytes_per_device(t.state.optimizers)}
             result = t.run()
