@@ -5,7 +5,7 @@
 A small Gemma-2-like model runs with and without the pass, in turns within a round, since a shared machine
 drifts; and both are built anew several times, since where a build's memory lies is worth some per cent, too.
 One JSON line per row: the median over builds of (time without / time with), on the clock and of processor
-time, each with its 95% bootstrap interval. A pass is worth using where the interval lies above 1.
+time, each with its 95% bootstrap interval. A pass is used where the interval of processor time lies above 1.
 """
 
 from __future__ import annotations
