@@ -1,0 +1,136 @@
+"""The rules with gradients of their own, against what JAX makes of the plain formulas."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from planform.backends.xla.rules.attention import MOST, softmax_product
+from planform.backends.xla.rules.gate import ACTIVATIONS, activate, gated
+from planform.backends.xla.rules.linear import matmul
+from planform.backends.xla.rules.loss import head
+from planform.backends.xla.rules.norm import scaled_by_rms
+
+from .xla_graphs import jit, relative
+
+
+def normal(*shape: int, seed: int = 0) -> jax.Array:
+    return jnp.asarray(np.random.default_rng([seed, *shape]).standard_normal(shape))
+
+
+def agree(ours: Any, plain: Any, *args: jax.Array, tolerance: float = 1e-11) -> None:
+    """Values, gradients by all arguments, and gradients of a gradient."""
+    weights = normal(*jax.eval_shape(plain, *args).shape, seed=9)
+    every = tuple(range(len(args)))
+
+    def slope(f: Any) -> Any:
+        return jax.grad(lambda *a: jnp.sum(weights * f(*a)), every)
+
+    def curve(f: Any) -> Any:
+        return jax.grad(lambda *a: sum(jnp.sum(g * g) for g in slope(f)(*a)), every)
+
+    for of in (lambda f: lambda *a: (f(*a),), slope, curve):
+        for got, want in zip(jit(of(ours))(*args), jit(of(plain))(*args), strict=True):
+            assert relative(got, want) < tolerance
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_gates_and_activations(name: str) -> None:
+    with jax.enable_x64(True):
+        x, y = 3 * normal(4, 50), normal(4, 50, seed=1)
+        plain = ACTIVATIONS[name][0]
+        agree(lambda x: activate(name, x), plain, x)
+        agree(lambda x, y: gated(name, x, y), lambda x, y: plain(x) * y, x, y)
+
+
+@pytest.mark.parametrize("shape", [(3, 8), (8, 3), (3, 2, 4)])
+def test_products(shape: tuple[int, ...]) -> None:
+    with jax.enable_x64(True):
+        x, w = normal(5, shape[0]), normal(*shape)
+        agree(matmul, lambda x, w: x @ w.reshape(shape[0], -1), x, w)
+
+
+def test_rms_norm() -> None:
+    def plain(x: jax.Array, scale: jax.Array) -> jax.Array:
+        return x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-3) * (1 + scale)
+
+    with jax.enable_x64(True):
+        agree(lambda x, s: scaled_by_rms(x, s, 1.0, 1e-3), plain, normal(2, 3, 8), normal(8))
+
+
+# -- attention ---------------------------------------------------------------------------------------------
+
+
+def plain_attention(q: Any, k: Any, v: Any, ok: Any, cap: float | None) -> jax.Array:
+    z = q @ k.swapaxes(-1, -2)
+    z = cap * jnp.tanh(z / cap) if cap else z
+    ok = jnp.tile(ok, (q.shape[-2] // ok.shape[-2], 1))
+    return jax.nn.softmax(jnp.where(ok, z, -1e30), -1) @ v
+
+
+@pytest.mark.parametrize("cap", [None, 0.5, 5.0, 2 * MOST])
+def test_attention(cap: float | None) -> None:
+    with jax.enable_x64(True):
+        q, k, v = normal(2, 3, 10, 4), normal(2, 3, 7, 4), normal(2, 3, 7, 6)
+        ok = jnp.tril(jnp.ones((5, 7), bool), 2)
+        agree(
+            lambda q, k, v: softmax_product(q, k, v, ok, cap),
+            lambda q, k, v: plain_attention(q, k, v, ok, cap),
+            q, k, v,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("cap", [None, 50.0])
+def test_attention_of_large_scores_and_of_rows_that_see_nothing_stays_finite(cap: float | None) -> None:
+    q, k, v = 100 * normal(1, 6, 4), 100 * normal(1, 5, 4), normal(1, 5, 3)
+    q, k, v = (a.astype(jnp.float32) for a in (q, k, v))
+    ok = jnp.ones((3, 5), bool).at[1].set(False)
+    f = lambda q, k, v: softmax_product(q, k, v, ok, cap)  # noqa: E731
+    out = f(q, k, v)
+    grads = jax.grad(lambda *a: jnp.sum(f(*a)[:, ::3] ** 2), (0, 1, 2))(q, k, v)
+    assert all(bool(jnp.isfinite(a).all()) for a in (out, *grads))
+    seen = np.array([0, 2, 3, 5])
+    assert relative(out[:, seen], plain_attention(q, k, v, ok, cap)[:, seen]) < 2e-5
+
+
+# -- the loss head -----------------------------------------------------------------------------------------
+
+
+def plain_head(x: Any, table: Any, targets: Any, cap: float | None) -> jax.Array:
+    z = jnp.einsum("btd,vd->btv", x, table)
+    z = cap * jnp.tanh(z / cap) if cap else z
+    nats = -jnp.take_along_axis(jax.nn.log_softmax(z, -1), jnp.maximum(targets, 0)[..., None], -1)[..., 0]
+    return jnp.sum(jnp.where(targets >= 0, nats, 0)) / jnp.maximum(jnp.sum(targets >= 0), 1)
+
+
+@pytest.mark.parametrize("chunks", [1, 2, 3, 6])
+@pytest.mark.parametrize("cap", [None, 1.5, 2 * MOST])
+def test_the_loss_head_in_any_number_of_chunks(chunks: int, cap: float | None) -> None:
+    targets = jnp.asarray(np.random.default_rng(0).integers(-1, 9, (2, 6)))
+    with jax.enable_x64(True):
+        x, table = normal(2, 6, 4), normal(9, 4)
+        want = jax.value_and_grad(lambda x, t: 3 * plain_head(x, t, targets, cap), (0, 1))(x, table)
+        got = jit(jax.value_and_grad(lambda x, t: 3 * head(x, t, targets, cap, chunks), (0, 1)))(x, table)
+        alone = jit(lambda x, t: head(x, t, targets, cap, chunks))(x, table)
+        assert relative(alone, want[0] / 3) < 1e-12
+        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+            assert relative(a, b) < 1e-12
+
+
+def test_no_target_at_all_is_no_loss_and_no_gradient() -> None:
+    x, table = normal(2, 4, 3).astype(jnp.float32), normal(5, 3).astype(jnp.float32)
+    value, grads = jax.value_and_grad(lambda x, t: head(x, t, jnp.full((2, 4), -1), 30.0, 2), (0, 1))(x, table)
+    assert value == 0
+    assert all(not g.any() for g in grads)
+
+
+def test_the_loss_head_keeps_no_logits() -> None:
+    # 512 rows of 4096 classes are 8 MiB; in 16 chunks a step must get by with far less.
+    x, table = jnp.zeros((4, 128, 8)), jnp.zeros((4096, 8))
+    targets = jnp.zeros((4, 128), jnp.int32)
+    step = jit(jax.grad(lambda x, t: head(x, t, targets, 30.0, 16), (0, 1)))
+    assert step.lower(x, table).compile().memory_analysis().temp_size_in_bytes < 4 << 20
