@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,24 +15,15 @@ from planform.compiler.passes.last import last_only
 from planform.compiler.passes.pipeline import optimise
 from planform.spec import Spec, SpecError
 
+from .artefact import is_artefact
 from .errors import UserError
 from .probe import probe_inputs, probe_length
 from .run import parameters_of_run, spec_of_run
 
-CONTRACT = "contract.json"
 POSITIONS = 8192
 
 LONGEST = 512
 """Entries of the fixture's prompt, at most: it is computed in float64 NumPy."""
-
-
-def is_artefact(folder: str | Path) -> bool:
-    """Whether a folder is one that `export` made."""
-    try:
-        told = json.loads((Path(folder) / CONTRACT).read_text())
-        return isinstance(told, dict) and str(told.get("producer", "")).startswith("planform")
-    except (OSError, ValueError):
-        return False
 
 
 def check_target(folder: str | Path) -> None:

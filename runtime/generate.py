@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from .artefact import CONTRACT, is_artefact
 from .data.tokenizers import Tokenizer, load_tokenizer
 from .errors import UserError
 
@@ -147,11 +148,9 @@ def open_decoder(folder: str | Path, graph: str | None = None) -> tuple[Decoder,
 
     Raises: UserError for a folder that is neither, or has no tokenizer.
     """
-    from .exporting import is_artefact
-
     folder = Path(folder)
     if is_artefact(folder):
-        name = json.loads((folder / "contract.json").read_text()).get("tokenizer")
+        name = json.loads((folder / CONTRACT).read_text()).get("tokenizer")
         if not name:
             raise UserError(f"{folder} has no tokenizer", help="export with --tokenizer, or generate from the run")
         return OnnxDecoder(folder), load_tokenizer(folder / name), "onnxruntime"

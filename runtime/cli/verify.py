@@ -40,7 +40,7 @@ def verify(
     Inputs are longer than two windows and hold several documents; prompts are padded; then token by token across the
     windows. Exit code 1 if anything differs by more than the tolerance.
     """
-    from ..exporting import is_artefact
+    from ..artefact import is_artefact
     from .console import out, print_json
 
     if is_artefact(target):
@@ -164,14 +164,14 @@ def artefact(folder: Path) -> dict[str, Any]:
 
     from planform.backends.onnx import verify_contract
 
+    from ..artefact import CONTRACT, is_artefact
     from ..errors import UserError
-    from ..exporting import is_artefact
 
     if not is_artefact(folder):
         raise UserError(f"{folder} isn't an exported model", help="planform export RUN makes one")
     try:
         verdict = verify_contract(folder)
-        form = json.loads((folder / "contract.json").read_text())["form"]
+        form = json.loads((folder / CONTRACT).read_text())["form"]
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"the contract in {folder} can't be read: {error}", help="export it again") from error
     except Exception as error:  # the runtime refuses a damaged model with exceptions of its own

@@ -65,6 +65,19 @@ print([m for m in ('jax', 'onnx', 'onnxruntime') if m in sys.modules])
     assert done.stdout.strip().endswith("[]")
 
 
+def test_an_artefact_writes_without_jax(folder: Path) -> None:
+    """Plain onnxruntime: nothing of what trained the model is loaded."""
+    run("export", str(folder), "--positions", "256")
+    code = f"""
+import sys
+from planform.runtime.cli import app
+app(['generate', {str(folder / "onnx")!r}, '--prompt', 'ab', '--tokens', '3'], standalone_mode=False)
+print([m for m in ('jax', 'grain', 'orbax') if m in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert done.stdout.strip().endswith(b"[]")
+
+
 def test_check() -> None:
     found = run("check", "gemma2@2b", "gemma2@small", "--mesh", "data=2,tensor=2")
     assert found.exit_code == 0
