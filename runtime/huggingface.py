@@ -24,6 +24,8 @@ COMPANIONS = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json",
     "chat_template.jinja",
 )  # fmt: skip
+TOKENIZER = "tokenizer"
+"""Where a run's folder keeps its tokenizer, and what else came beside the weights."""
 _DTYPES = {"float32": "float32", "bfloat16": "bfloat16", "float16": "float16", "float64": "float64"}
 
 Told = Callable[[str, int, int], None]
@@ -110,9 +112,7 @@ def import_folder(folder: str | Path, name: str, out: str | Path, tell: Told | N
                 writer.add(t.parameter, t.to_ours(found[t.name]))
                 if tell:
                     tell(t.parameter, i + 1, len(weights.tensors))
-        for file in COMPANIONS:
-            if (folder / file).exists():
-                shutil.copyfile(folder / file, stage / file)
+        _copy_companions(folder, stage / TOKENIZER)
         write_run(stage, spec, overrides, facts)
     return out
 
@@ -147,10 +147,16 @@ def export_folder(
         if len(dtypes) == 1 and (dtype := dtypes.pop()) in _DTYPES:
             told["dtype"] = _DTYPES[dtype]
         (stage / "config.json").write_text(json.dumps(told, indent=2) + "\n")
-        for file in COMPANIONS:
-            if companions and (companions / file).exists():
-                shutil.copyfile(companions / file, stage / file)
+        if companions:
+            _copy_companions(companions, stage)
     return out
+
+
+def _copy_companions(source: Path, target: Path) -> None:
+    target.mkdir(exist_ok=True)
+    for file in COMPANIONS:
+        if (source / file).is_file():
+            shutil.copyfile(source / file, target / file)
 
 
 def _tokenizer(folder: Path) -> str | None:

@@ -48,7 +48,11 @@ def test_round_trip_is_bit_identical(theirs: Path, tmp_path: Path, monkeypatch: 
     ours = import_folder(theirs, "gemma2", tmp_path / "ours")
     assert len(list((ours / "weights").glob("*.safetensors"))) > 1
     back = export_folder(
-        spec_of_run(ours), parameters_of_run(ours), tmp_path / "back", config=read_config(theirs), companions=ours
+        spec_of_run(ours),
+        parameters_of_run(ours),
+        tmp_path / "back",
+        config=read_config(theirs),
+        companions=ours / "tokenizer",
     )
     assert bits(back) == bits(theirs)
     assert (back / "tokenizer.json").exists()
