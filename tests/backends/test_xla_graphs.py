@@ -111,7 +111,7 @@ def test_remat_by_layer_needs_less_memory() -> None:
     graph = loss(layers=12, d=16, ff=64)
     sizes = {}
     for remat in ("none", "layer"):
-        policy = Policy(remat=remat, unroll=1)  # type: ignore[arg-type]
+        policy = Policy(remat=remat)  # type: ignore[arg-type]
         f = lower(graph, policy)
         step = jit(jax.grad(lambda p, t, f=f: f(p, {"tokens": t})["loss"]))
         compiled = step.lower(initialise(graph, policy, 0), jnp.asarray(tokens(4, 64))).compile()
