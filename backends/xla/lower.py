@@ -47,7 +47,7 @@ def lower(graph: Graph, policy: Policy, mesh: Mesh | None = None, rules: Any = (
         states: Mapping[str, Any] | None = None,
         rng: jax.Array | None = None,
     ) -> dict[str, jax.Array]:
-        if policy.compute == "f64" and not jax.config.jax_enable_x64:
+        if policy.compute == "f64" and not jax.config.read("jax_enable_x64"):
             raise ValueError("compute f64 needs jax_enable_x64")
         env = tuple(sorted(_sizes(graph, inputs, states or {}, policy).items()))
         if env not in bound:

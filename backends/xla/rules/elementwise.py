@@ -78,7 +78,11 @@ def constant(call: Call) -> jax.Array:
     return jnp.asarray(call.op.value, call.dtype(call.outputs[0]))
 
 
-REDUCTIONS = {reduce.Sum: jnp.sum, reduce.Mean: jnp.mean, reduce.Max: jnp.max}
+REDUCTIONS: dict[type[reduce.Reduce], Callable[..., jax.Array]] = {
+    reduce.Sum: jnp.sum,
+    reduce.Mean: jnp.mean,
+    reduce.Max: jnp.max,
+}
 
 
 @rule(*REDUCTIONS, floats="wide")
