@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
@@ -11,6 +12,7 @@ from planform.spec import Diagnostic, Section, Span, Spec, SpecError, ast, did_y
 
 from .elaborate import Elaborator, Env, elaborate_loss
 from .ir import Graph, Parameter
+from .parameters import layers
 from .recipes import OPTIMIZERS, SOURCES, Recipe, read
 from .size import symbol
 from .types import Dim, TensorType
@@ -55,13 +57,16 @@ class Program:
 
 
 def selects(selector: str, parameter: Parameter) -> bool:
-    """Whether a selector means a parameter: a glob on its path, a graph's name, or `kind:matrix` (two or
-    more dims, stacks aside) and `kind:vector`."""
-    if selector.startswith("kind:"):
-        matrix = parameter.type.rank - parameter.stacked >= 2
-        return matrix if selector == "kind:matrix" else not matrix
-    path = parameter.path
-    return fnmatchcase(path, selector) or path == selector or path.startswith(selector + ".")
+    """Whether a selector means a parameter, or any layer of a stack of them.
+
+    `kind:matrix` (two or more dims, stacks aside) or `kind:vector`; else a path or its beginning up to a dot or a
+    layer (`lm`, `lm.layer`, `lm.layer[3]`), in which `*` stands for anything (`lm.layer*.attend.*`).
+    """
+    kind, _, word = selector.rpartition(":")
+    if kind == "kind":
+        return word == ("matrix" if parameter.type.rank - parameter.stacked >= 2 else "vector")
+    glob = selector.replace("[", "[[]")
+    return any(fnmatchcase(path, f"{glob}{end}") for path in layers(parameter.path) for end in ("", ".*", "[[]*"))
 
 
 def program(spec: Spec) -> Program:
@@ -143,18 +148,22 @@ def _update(
     optimizer = read(one["optimizer"], OPTIMIZERS, "optimizer", number)
     params = one.get("params") or ()
     params = (params,) if isinstance(params, str) else tuple(params)
-    for selector in params:
+    written = [(selector, train.spans[place + "params"]) for selector in params]
+    if decay := optimizer.arguments.get("decay"):
+        written.append((decay, optimizer.span or train.span))
+    for selector, span in written:
         if not any(selects(selector, p) for p in loss.parameters):
-            known = [*spec.graphs, *(p.path for p in loss.parameters)]
-            raise SpecError(
-                Diagnostic(
-                    "PF0504",
-                    f"`{selector}` selects no parameter of this loss",
-                    train.spans[place + "params"],
-                    help=did_you_mean(selector, known),
-                )
-            )
+            known = ["kind:matrix", "kind:vector", *_beginnings(p.path for p in loss.parameters)]
+            message = f"`{selector}` selects no parameter of this loss"
+            raise SpecError(Diagnostic("PF0504", message, span, help=did_you_mean(selector, known)))
     return Update(name, loss, heldout, optimizer, params, one.get("repeat", 1))
+
+
+def _beginnings(paths: Iterable[str]) -> Iterator[str]:
+    """`lm`, `lm.layer`, `lm.layer.attend` .. of `lm.layer[0:4:2].attend...`."""
+    for path in paths:
+        elements = re.sub(r"\[[^]]*\]", "", path).split(".")
+        yield from (".".join(elements[: i + 1]) for i in range(len(elements)))
 
 
 def _fields(spec: Spec, data: Recipe) -> dict[str, TensorType]:
