@@ -70,7 +70,8 @@ class Divergence:
 
 @dataclass
 class Report:
-    """What `verify` found. `notes` says what was left out, and why."""
+    """What `verify` found, over `batch` rows of `time` entries (0: no stream). `notes` says what was left out, and
+    why."""
 
     tolerance: float
     time: int
@@ -109,7 +110,7 @@ def verify(
     """
     weights = dict(parameters) if parameters is not None else probe_parameters(graph, seed)
     time = probe_length(graph)
-    result = Report(tolerance, time, BATCH, longest_window(graph))
+    result = Report(tolerance, time if graph.stream else 0, BATCH, longest_window(graph))
 
     def found(one: Agreement | Divergence) -> bool:
         (result.agreements if isinstance(one, Agreement) else result.divergences).append(one)  # type: ignore[arg-type]
@@ -134,7 +135,7 @@ def verify(
     try:
         step = stateful(graph)
     except SpecError as e:
-        result.notes.append(f"no step form: {e.diagnostics[0].message}")
+        result.notes.append(e.diagnostics[0].message)
         return result
     inputs = probe_inputs(graph, BATCH, time, seed, documents=False)
     whole = reference.run(graph, weights, inputs)

@@ -44,6 +44,6 @@ def export(
     form = "one file for prompts and for token by token" if found["form"] == "step" else "for whole sequences"
     console.print(f"[bold green]✓[/] {found['folder']}: {form}, {size(found['bytes'])}")
     if found["why"]:
-        console.print(f"  [dim]no step form: {found['why']}[/]", soft_wrap=True)
+        console.print(f"  [dim]{found['why']}[/]", soft_wrap=True)
     for name, n in found["files"].items():
         console.print(f"  {name:<18} [dim]{size(n)}[/]")

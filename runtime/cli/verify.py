@@ -120,10 +120,11 @@ def _conclude(report: Any, spec: Spec, folder: dict[str, Any] | None, path: Path
         console.print()
         print_diagnostics([diagnostic(d, spec) for d in report.divergences], console)
         return
+    rows = f"{report.batch} × {report.time} entries" if report.time else f"{report.batch} rows"
     beyond = f", window {report.window}" if report.window else ""
     console.print(
         f"[bold green]✓[/] all agree with the float64 reference within {report.tolerance:g} "
-        f"[dim]({report.batch} × {report.time} entries{beyond})[/]",
+        f"[dim]({rows}{beyond})[/]",
         soft_wrap=True,
     )
 
