@@ -35,5 +35,6 @@ def test_gradients_come_back_through_a_view():
 
     gradients = jax.grad(f)(parameters)
     (stack,) = [n for n in gradients if np.any(gradients[n])]
-    np.testing.assert_allclose(gradients[stack][[1, 3]], 2 * parameters[stack][jnp.array([1, 3])])
-    assert not np.any(gradients[stack][jnp.array([0, 2, 4])])
+    found = np.asarray(gradients[stack])
+    np.testing.assert_allclose(found[[1, 3]], 2 * np.asarray(parameters[stack])[[1, 3]])
+    assert not found[[0, 2, 4]].any()
