@@ -173,7 +173,8 @@ class Checkpoints:
     def _check_room(self, size: int) -> None:
         free = shutil.disk_usage(self._root).free
         if jax.process_count() > 1:  # all must come to the same answer, or some would wait for the others for ever
-            free = int(multihost_utils.broadcast_one_to_all(np.int64(free)))
+            # in MiB: jax has no integers of 64 bits unless asked for them
+            free = int(multihost_utils.broadcast_one_to_all(np.int32(free >> 20))) << 20
         if free < size + SPARE:
             raise UserError(
                 f"the disk is full: a checkpoint takes {_bytes(size)}, {self._run} has {_bytes(free)} left",
