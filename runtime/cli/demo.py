@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 EPILOG = "Example: planform demo --out runs/demo"
 
 SPEC = "gemma2@small"
+MESH = "data=2"
 PROMPT = "def __init__(self, "
 
 Figures = dict[str, Any]
@@ -75,11 +76,12 @@ def _check(console: Console) -> Any:
 
 
 def _train(console: Console, spec: Any, folder: Path, steps: int | None) -> Figures:
+    from ..mesh import parse_mesh
     from ..train import train
 
-    _title(console, "2  train", f"train {SPEC} --out {folder} --mesh data=2")
+    _title(console, "2  train", f"train {SPEC} --out {folder} --mesh {MESH}")
     console.print("   on the source of Python's standard library, on two replicas")
-    result = train(spec, folder, mesh={"data": 2}, steps=steps)
+    result = train(spec, folder, mesh=parse_mesh(MESH), steps=steps)
     if result.signal:
         raise typer.Exit(result.exit_code)
     console.print(f"   {result.step} steps, {result.tokens_per_second:,.0f} tokens/s")

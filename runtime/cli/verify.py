@@ -123,8 +123,7 @@ def _conclude(report: Any, spec: Spec, folder: dict[str, Any] | None, path: Path
     rows = f"{report.batch} × {report.time} entries" if report.time else f"{report.batch} rows"
     beyond = f", window {report.window}" if report.window else ""
     console.print(
-        f"[bold green]✓[/] all agree with the float64 reference within {report.tolerance:g} "
-        f"[dim]({rows}{beyond})[/]",
+        f"[bold green]✓[/] all agree with the float64 reference within {report.tolerance:g} [dim]({rows}{beyond})[/]",
         soft_wrap=True,
     )
 
