@@ -206,9 +206,10 @@ def _end_with_parent() -> None:
 
 def _own_stdout() -> None:
     """Keeps standard output for this program's own words: gloo prints there whom it is connected to."""
-    if sys.stdout is not None and sys.stdout is sys.__stdout__:
-        sys.stdout.flush()
-        own = os.fdopen(os.dup(1), "w", encoding=sys.stdout.encoding, buffering=1)
+    given = sys.__stdout__
+    if given is not None and sys.stdout is given:
+        given.flush()
+        own = os.fdopen(os.dup(1), "w", encoding=given.encoding, buffering=1)
         with open(os.devnull, "w") as nowhere:
             os.dup2(nowhere.fileno(), 1)
         sys.stdout = own

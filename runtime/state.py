@@ -75,7 +75,7 @@ def _regrouped(found: Mapping[str, np.ndarray], like: Mapping[str, jax.Array]) -
     for name, array in found.items():
         prefix, _, stored = name.rpartition("/")
         logical.update({f"{prefix}/{n}": a for n, a in scatter({stored: array}).items()})
-    out = {}
+    out: dict[str, jax.Array] = {}
     for name, want in like.items():
         prefix, _, stored = name.rpartition("/")
         try:

@@ -1,7 +1,7 @@
 """The catalogue of wrong specs: every NAME.yaml here is reported exactly as NAME.txt says.
 
-A first line `# load: size=large set=d=3 mesh=data=2` is how the case is loaded. `UPDATE_GOLDEN=1` rewrites the texts; read
-the difference before you keep it.
+A first line `# load: size=large set=d=3 mesh=data=2` is how the case is loaded. `UPDATE_GOLDEN=1` rewrites the texts:
+read the difference before you keep it.
 """
 
 from __future__ import annotations
