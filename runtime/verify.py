@@ -17,6 +17,7 @@ import numpy as np
 
 from planform.backends import reference
 from planform.compiler.ir import Graph, Input
+from planform.compiler.parameters import layers
 from planform.compiler.passes.pipeline import optimise
 from planform.compiler.passes.stateful import stateful
 from planform.compiler.types import TensorType
@@ -31,6 +32,7 @@ TOLERANCE = 2e-5
 
 BATCH = 3
 WHOLE, PROMPT, TOKENS = "whole sequences", "prompt", "token by token"
+LOSS = "training loss"
 FORMS = (WHOLE, PROMPT, TOKENS)
 
 Edit = Callable[[Graph], Graph]
@@ -92,6 +94,7 @@ def verify(
     *,
     backends: Sequence[str] = ("xla", "onnx"),
     forms: Sequence[str] = FORMS,
+    losses: Sequence[Graph] = (),
     artefact: str | Path | None = None,
     edits: Mapping[str, Edit] | None = None,
     seed: int = 0,
@@ -101,6 +104,7 @@ def verify(
     """Runs a whole-sequence graph by the reference and by every backend, in every form, and compares outputs.
 
     parameters  by logical name; None for random ones under which every cap bends
+    losses      of a training program over this graph: run by `xla`, which trains
     artefact    a folder with an exported model of this graph in step form, run as one more backend `artefact`
     edits       by backend: what to do to the graph that this backend is given (to see that it is noticed)
     report      told of every result as it comes
@@ -128,8 +132,11 @@ def verify(
         truth = reference.run(graph, weights, inputs, watch=watcher)
         for name in [n for n in names if n != "artefact"]:
             mine = optimise(edited[name], name, "training")  # type: ignore[arg-type]
-            if not found(_whole(running[name], mine, graph, inputs, truth, watcher, tolerance)):
+            if not found(_whole(running[name], WHOLE, mine, graph, inputs, truth, watcher, tolerance)):
                 del running[name]
+    for loss in losses:
+        if "xla" in running and not found(_loss(loss, weights, (edits or {}).get("xla"), time, seed, tolerance)):
+            del running["xla"]
     if not {PROMPT, TOKENS} & set(forms):
         return result
     try:
@@ -165,8 +172,22 @@ def verify(
 # -- whole sequences ---------------------------------------------------------------------------------------------
 
 
+def _loss(
+    loss: Graph, weights: Mapping[str, np.ndarray], edit: Edit | None, time: int, seed: int, tolerance: float
+) -> Agreement | Divergence:
+    """A training loss after the passes that training uses, on rows of several documents."""
+    others = {p for v in loss.parameters for p in layers(v.path)} - set(weights)
+    complete = {**(probe_parameters(loss, seed) if others else {}), **weights}
+    inputs = probe_inputs(loss, BATCH, time, seed, documents=True)
+    watcher = Watcher(loss)
+    truth = reference.run(loss, complete, inputs, watch=watcher)
+    mine = optimise(edit(loss) if edit else loss, "xla", "training")
+    return _whole(engine("xla", complete), LOSS, mine, loss, inputs, truth, watcher, tolerance)
+
+
 def _whole(
     run: Engine,
+    form: str,
     mine: Graph,
     graph: Graph,
     inputs: Mapping[str, np.ndarray],
@@ -178,10 +199,10 @@ def _whole(
     errors = {k: _error(got.get(k), truth[k]) for k in graph.outputs}
     worst = max(errors, key=lambda k: (not np.isfinite(errors[k]), errors[k]))
     if errors[worst] <= tolerance:
-        return Agreement(run.name, WHOLE, errors[worst])
+        return Agreement(run.name, form, errors[worst])
     values = run.watch_whole(mine, inputs)
     differing = first_difference(watcher.found, values, tolerance, lambda w: ...)
-    return _divergence(run.name, WHOLE, graph, worst, next(differing, None), errors[worst], "")
+    return _divergence(run.name, form, graph, worst, next(differing, None), errors[worst], "")
 
 
 def _error(got: np.ndarray | None, want: np.ndarray) -> float:

@@ -114,13 +114,13 @@ def _verify(console: Console, folder: Path) -> Figures:
     from ..run import parameters_of_run, spec_of_run
     from ..verify import verify
     from .console import print_diagnostics
-    from .verify import artefact, diagnostic
+    from .verify import artefact, diagnostic, losses
 
     _title(console, "5  verify", f"verify {folder} --onnx {folder}/onnx")
     spec = spec_of_run(folder)
     graph = elaborate(spec)
     contract = artefact(folder / "onnx")
-    report = verify(graph, parameters_of_run(folder), artefact=folder / "onnx")
+    report = verify(graph, parameters_of_run(folder), losses=losses(spec), artefact=folder / "onnx")
     worst: dict[str, float] = {}
     for a in report.agreements:
         worst[a.backend] = max(a.error, worst.get(a.backend, 0.0))

@@ -72,6 +72,7 @@ def verify(
         found_graph,
         weights,
         backends=backends or ("xla", "onnx"),
+        losses=losses(spec),
         artefact=usable,
         seed=seed,
         tolerance=tolerance,
@@ -90,6 +91,14 @@ def verify(
         raise typer.Exit(int(failed))
     _conclude(report, spec, folder, onnx, usable is not None)
     raise typer.Exit(int(failed))
+
+
+def losses(spec: Spec) -> list[Any]:
+    """The losses of the training program, where the spec has one; as they are measured on held-out data, since what
+    a training step draws at random is no two times the same."""
+    from planform.compiler.program import program
+
+    return [u.heldout for u in program(spec).updates] if spec.train else []
 
 
 class _Table:

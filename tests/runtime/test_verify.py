@@ -10,9 +10,10 @@ from tests.runtime.mutations import mutations
 from tests.runtime.tiny_run import tiny_graph, tiny_spec
 
 from planform.compiler.ir import Graph
+from planform.compiler.program import program
 from planform.runtime.exporting import export_model
 from planform.runtime.probe import probe_inputs, probe_length, probe_parameters
-from planform.runtime.verify import PROMPT, TOKENS, WHOLE, Plan, verify
+from planform.runtime.verify import LOSS, PROMPT, TOKENS, WHOLE, Plan, verify
 from planform.runtime.watch import Watcher, expose, first_difference, relative
 
 
@@ -32,6 +33,17 @@ def test_right_models_agree_in_every_form(graph: Graph) -> None:
 def test_xla_agrees(graph: Graph) -> None:
     report = verify(graph, backends=("xla",), forms=(WHOLE, TOKENS))
     assert report.holds and len(report.agreements) == 2
+
+
+def test_the_loss_that_is_trained_agrees(graph: Graph) -> None:
+    """After the passes of training: attention in blocks, the head in chunks."""
+    (update,) = program(tiny_spec()).updates
+    report = verify(graph, backends=("xla",), forms=(), losses=[update.loss])
+    (found,) = report.agreements
+    assert (found.backend, found.form) == ("xla", LOSS) and 0 < found.error < 2e-5
+    wrong = mutations(graph)["no cap on scores"]
+    (other,) = verify(graph, backends=("xla",), forms=(), losses=[update.loss], edits={"xla": wrong.edit}).divergences
+    assert (other.form, other.path) == (LOSS, wrong.path)
 
 
 @pytest.mark.parametrize("name", list(mutations(tiny_graph())))
