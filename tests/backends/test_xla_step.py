@@ -70,3 +70,14 @@ def test_a_missing_state_is_named() -> None:
     stored = from_logical(values(graph).__getitem__, graph, policy)
     with pytest.raises(KeyError, match="length"):
         lower(graph, policy)(stored, {"tokens": tokens(1, 2)}, {})
+
+
+def test_a_decoded_token_copies_no_cache() -> None:
+    graph = stateful(logits(layers=2))
+    policy = Policy()
+    stored = from_logical(values(graph).__getitem__, graph, policy)
+    states = initial_states(graph, policy, {"batch": 1, "capacity": 333})
+    step = jax.jit(lower(graph, policy), donate_argnums=2)
+    text = step.lower(stored, {"tokens": tokens(1, 1)}, states).compile().as_text()
+    assert "f32[1,2,333,4]" in text
+    assert not [line for line in text.splitlines() if " copy(" in line and "333" in line]

@@ -132,14 +132,24 @@ def core(call: Call, q: jax.Array, k: jax.Array, v: jax.Array, ok: jax.Array) ->
     Matrices [query heads of one key head x T, S] go through plain batched products: the small operands are
     transposed to [.., K, .., D] and never the scores.
     """
-    shared, lead = k.shape[-2], q.shape[:-3]
-    n, time = q.shape[-2] // shared, q.shape[-3]
-    q = (q * call.op.scale).reshape(*lead, time, shared, n, q.shape[-1])
-    q = jnp.moveaxis(q, -4, -2).reshape(*lead, shared, n * time, q.shape[-1])
+    shared = k.shape[-2]
     k, v = k.swapaxes(-3, -2), v.swapaxes(-3, -2)
-    out = softmax_product(q, k, v, ok[..., None, :, :], call.op.softcap)
-    out = out.reshape(*lead, shared, n, time, v.shape[-1])
-    return jnp.moveaxis(out, -2, -4).reshape(*lead, time, shared * n, v.shape[-1])
+    out = softmax_product(by_key_head(q * call.op.scale, shared), k, v, ok[..., None, :, :], call.op.softcap)
+    return by_query_head(out, q.shape[-2] // shared)
+
+
+def by_key_head(q: jax.Array, shared: int) -> jax.Array:
+    """[.., T, K * n, D] as [.., K, n * T, D]: the queries of one key head as one matrix."""
+    *lead, time, heads, d = q.shape
+    q = jnp.moveaxis(q.reshape(*lead, time, shared, heads // shared, d), -4, -2)
+    return q.reshape(*lead, shared, heads // shared * time, d)
+
+
+def by_query_head(out: jax.Array, n: int) -> jax.Array:
+    """[.., K, n * T, D] as [.., T, K * n, D]."""
+    *lead, shared, rows, d = out.shape
+    out = jnp.moveaxis(out.reshape(*lead, shared, n, rows // n, d), -2, -4)
+    return out.reshape(*lead, rows // n, shared * n, d)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -156,11 +166,11 @@ def _attention(
     q: jax.Array, k: jax.Array, v: jax.Array, ok: jax.Array, cap: float | None
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     wide = jnp.promote_types(q.dtype, jnp.float32)
-    z = _product(q, k, -1, -1, wide)
+    z = product(q, k, -1, -1, wide)
     if cap:
         z = jnp.tanh(z * (1 / cap))
     # Behind a cap, a hidden score is one whose exponential is 0 and whose tanh' is still finite.
-    z = jnp.where(_rows(ok, z), z, -1e4 / min(cap, 1.0) if cap else ops.HIDDEN)
+    z = jnp.where(over_rows(ok, z), z, -1e4 / min(cap, 1.0) if cap else ops.HIDDEN)
     if cap and cap <= MOST:
         p = jnp.exp(z * cap)  # within float32's range as it is
         total = jnp.maximum(jnp.sum(p, -1, keepdims=True), 1e-30)  # a row may see nothing: padding
@@ -170,7 +180,7 @@ def _attention(
         p = jnp.exp(z * (cap or 1) - high)
         total = jnp.sum(p, -1, keepdims=True)
         logs = jnp.log(total) + high
-    out = (_product(p.astype(v.dtype), v, -1, -2, wide) / total).astype(v.dtype)
+    out = (product(p.astype(v.dtype), v, -1, -2, wide) / total).astype(v.dtype)
     return out, (q, k, v, z, logs, out)
 
 
@@ -182,83 +192,30 @@ def _attention_gradient(cap: float | None, kept: tuple[jax.Array, ...], dout: ja
     q, k, v, z, logs, out = kept
     wide = z.dtype
     p = jnp.exp(z * (cap or 1) - logs)
-    dp = _product(dout, v, -1, -1, wide)
+    dp = product(dout, v, -1, -1, wide)
     ds = p * (dp - jnp.sum(dout.astype(wide) * out.astype(wide), -1, keepdims=True))
     if cap:
         ds = ds * (1 - z * z)
     ds, p = ds.astype(q.dtype), p.astype(v.dtype)
-    dq = _product(ds, k, -1, -2, q.dtype)
+    dq = product(ds, k, -1, -2, q.dtype)
     # Of the two factors the narrow one is transposed.
-    dk = _product(q.swapaxes(-1, -2), ds, -1, -2, k.dtype).swapaxes(-1, -2)
-    dv = _product(dout.swapaxes(-1, -2), p, -1, -2, v.dtype).swapaxes(-1, -2)
+    dk = product(q.swapaxes(-1, -2), ds, -1, -2, k.dtype).swapaxes(-1, -2)
+    dv = product(dout.swapaxes(-1, -2), p, -1, -2, v.dtype).swapaxes(-1, -2)
     return dq, dk, dv, None
 
 
 softmax_product.defvjp(_attention, _attention_gradient)
 
 
-def _product(a: jax.Array, b: jax.Array, i: int, j: int, dtype: Any) -> jax.Array:
+def product(a: jax.Array, b: jax.Array, i: int, j: int, dtype: Any) -> jax.Array:
     """The batched product of matrices, summed over axis i of a and axis j of b."""
     lead = tuple(range(a.ndim - 2))
     axes = (((i % a.ndim,), (j % b.ndim,)), (lead, lead))
     return lax.dot_general(a, b, axes, preferred_element_type=dtype)
 
 
-def _rows(ok: jax.Array, z: jax.Array) -> jax.Array:
+def over_rows(ok: jax.Array, z: jax.Array) -> jax.Array:
     """ok [.., T, S] for scores [.., n * T, S]: the query heads of one key head see the same."""
     n = z.shape[-2] // ok.shape[-2]
     ok = jnp.broadcast_to(ok[..., None, :, :], (*ok.shape[:-2], n, *ok.shape[-2:]))
     return ok.reshape(*ok.shape[:-3], z.shape[-2], z.shape[-1])
-
-
-@rule(ops.AttendCached, lazy=Default)
-def attend_cached(
-    call: Call, q: jax.Array, k: jax.Array, v: jax.Array, keys: jax.Array, values: jax.Array, length: Any, count: Any
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    length, count = (c.array() if isinstance(c, Default) else c for c in (length, count))
-    slots, new, op = keys.shape[2], q.shape[1], call.op
-    i, j = jnp.arange(new, dtype=jnp.int32), jnp.arange(slots, dtype=jnp.int32)
-    start, end = length[:, None], (length + count)[:, None]
-
-    def held(stop: jax.Array) -> jax.Array:
-        """The position in each slot once positions below `stop` are written; negative: none."""
-        return (stop - 1) - jnp.mod(stop - 1 - j, slots)
-
-    def write(cache: jax.Array, fresh: jax.Array) -> jax.Array:
-        # Entry n goes to its slot unless it is padding or a later entry of the chunk takes that slot.
-        live = (i < count[:, None]) & (i >= count[:, None] - slots)
-        slot = jnp.where(live, jnp.mod(start + i, slots), slots)
-        rows = jnp.arange(q.shape[0])[:, None]
-        return cache.at[rows, :, slot].set(fresh.astype(cache.dtype), mode="drop", unique_indices=True)
-
-    new_keys, new_values = write(keys, k), write(values, v)
-    if new == 1 or op.window is None:
-        # A single entry, or slots for all: what it overwrites no query of the chunk sees.
-        where = held(end)
-        visible = seen(op, start + i, where) & (where >= 0)[:, None, :]
-        out = cached_core(call, q, [(new_keys, new_values)], visible)
-    else:
-        where = jnp.concatenate([held(start), start + i], 1)
-        valid = jnp.concatenate([held(start) >= 0, i < count[:, None]], 1)
-        visible = seen(op, start + i, where) & valid[:, None, :]
-        chunk = (k.swapaxes(1, 2).astype(keys.dtype), v.swapaxes(1, 2).astype(values.dtype))
-        out = cached_core(call, q, [(keys, values), chunk], visible)
-    return out, new_keys, new_values
-
-
-def cached_core(call: Call, q: jax.Array, parts: list[tuple[jax.Array, jax.Array]], visible: jax.Array) -> jax.Array:
-    """q [B, T, H, D] over parts of keys and values, each [B, K, S, D]; visible [B, T, all S]."""
-    op, wide = call.op, DTYPES[call.policy.wide]
-    shared = parts[0][0].shape[1]
-    q = (q * op.scale).reshape(*q.shape[:2], shared, -1, q.shape[-1])
-    scores = [jnp.einsum("btkgd,bksd->bkgts", q, k, preferred_element_type=wide) for k, _ in parts]
-    s = scores[0] if len(scores) == 1 else jnp.concatenate(scores, -1)
-    if op.softcap:
-        s = op.softcap * jnp.tanh(s * (1 / op.softcap))
-    p = jax.nn.softmax(jnp.where(visible[:, None, None], s, ops.HIDDEN), -1)
-    out, at = None, 0
-    for _, v in parts:
-        o = jnp.einsum("bkgts,bksd->btkgd", lax.slice_in_dim(p, at, at + v.shape[2], axis=-1).astype(v.dtype), v)
-        out, at = o if out is None else out + o, at + v.shape[2]
-    assert out is not None
-    return out.reshape(*out.shape[:2], -1, out.shape[-1])
