@@ -18,7 +18,7 @@ from planform.spec import Spec, SpecError
 from .artefact import is_artefact
 from .errors import UserError
 from .probe import probe_inputs, probe_length
-from .run import parameters_of_run, spec_of_run
+from .run import parameters_of_run, read_run, spec_of_run
 
 POSITIONS = 8192
 
@@ -74,6 +74,18 @@ def export_run(
         elaborate(spec, graph), parameters, folder,
         metadata=origin(spec), positions=positions, tokenizer=tokenizer if tokenizer.is_file() else None,
     )  # fmt: skip
+
+
+def export_huggingface(run: str | Path, folder: str | Path, step: int | None = None) -> Path:
+    """Writes a run, or what was imported, as a checkpoint folder that transformers loads.
+
+    The configuration that the weights came with is kept where the spec says nothing. Raises: UserError, SpecError.
+    """
+    from .huggingface import TOKENIZER, export_folder
+
+    config = read_run(run).get("imported", {}).get("config")
+    parameters = parameters_of_run(run, step)
+    return export_folder(spec_of_run(run), parameters, folder, config=config, companions=Path(run) / TOKENIZER)
 
 
 def origin(spec: Spec) -> dict[str, str]:

@@ -15,6 +15,7 @@ EPILOG = "Example: planform export runs/small --to onnx --out runs/small/onnx"
 
 class Target(StrEnum):
     onnx = "onnx"
+    huggingface = "huggingface"
 
 
 def add(app: typer.Typer) -> None:
@@ -25,7 +26,7 @@ def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a training run.")],
     to: Annotated[Target, typer.Option("--to", help="The kind of artefact.")] = Target.onnx,
     folder: Annotated[
-        Path | None, typer.Option("--out", metavar="FOLDER", help="Where to. [default: RUN/onnx]")
+        Path | None, typer.Option("--out", metavar="FOLDER", help="Where to. [default: RUN/onnx, RUN/huggingface]")
     ] = None,
     graph: GraphName = None,
     positions: Annotated[int, typer.Option("--positions", min=1, help="The longest stream it is made for.")] = 8192,
@@ -33,9 +34,16 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Export a trained model: the model file, its weights, a contract and a fixture to check it by."""
-    from ..exporting import export_run
+    from ..exporting import export_huggingface, export_run
     from .console import out, print_json, size
 
+    if to is Target.huggingface:
+        target = export_huggingface(run, folder or run / to.value, step)
+        if as_json:
+            print_json({"folder": str(target)})
+        else:
+            out().print(f"[bold green]✓[/] {target}: a checkpoint in Hugging Face's layout")
+        return
     found = export_run(run, folder or run / to.value, graph=graph, positions=positions, step=step)
     if as_json:
         print_json(found)
