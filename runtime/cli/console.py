@@ -8,10 +8,10 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.text import Text
-
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
     from planform.spec import Diagnostic
 
 _STYLES = (
@@ -36,12 +36,16 @@ def err() -> Console:
 
 
 def _console(file: Any) -> Console:
+    from rich.console import Console  # here, since a command that prints JSON needs none of it
+
     width = None if file.isatty() else 160
     return Console(file=file, highlight=False, soft_wrap=False, width=width)
 
 
 def styled(text: str) -> Text:
     """A rendered diagnostic in colour; the characters stay the same."""
+    from rich.text import Text
+
     found = Text(text)
     start = 0
     for line in text.split("\n"):
@@ -66,6 +70,8 @@ def print_diagnostics(diagnostics: Iterable[Diagnostic], console: Console | None
 
 def print_error(message: str, help: str | None = None) -> None:
     """One sentence, and what to do about it."""
+    from rich.text import Text
+
     console = err()
     console.print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
     if help:
