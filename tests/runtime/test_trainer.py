@@ -122,6 +122,17 @@ def test_only_the_selected_parameters_are_trained(folder):
         assert set(moments) == {n for n in before if n == "table" or ".feed." in n}
 
 
+def test_some_layers_of_a_stack_may_be_trained(folder):
+    text = LIGHT.replace("train:\n", "train:\n  params: 'lm.layer[1]'\n")
+    with trainer(folder, text=text) as t:
+        before = scatter({n: np.array(a) for n, a in t.state.parameters.items()})
+        t.run(2)
+        after = scatter({n: np.array(a) for n, a in t.state.parameters.items()})
+    assert "lm.layer[0:2].feed.glu.up.weight" in t.state.parameters
+    for n in before:
+        assert (after[n] == before[n]).all() == (not n.startswith("lm.layer[1]")), n
+
+
 TWO = (
     LIGHT[: LIGHT.index("train:")]
     + """
@@ -132,7 +143,7 @@ train:
       params: lm.*.feed.*
       repeat: 2
       loss: cross_entropy(lm(tokens).logits, next(tokens))
-      optimizer: sgd(0.1)
+      optimizer: sgd(warmup_linear(0.1, warmup=4))
     rest:
       params: [table, lm.norm]
       loss: cross_entropy(lm(tokens).logits, next(tokens)) + mean(square(lm(tokens).logits))
@@ -153,6 +164,7 @@ def test_updates_run_in_order_each_with_data_of_its_own(folder):
         assert [b for _, b in read[:6]] == [t.data.batch(i)["tokens"].tobytes() for i in range(6)]
         assert {"body/loss", "rest/loss", "body/heldout_loss", "rest/heldout_loss"} <= set(result.values)
         assert int(t.state.optimizers["body"]["rate"].count) == 4
+        assert result.values["body/learning_rate"] == pytest.approx(0.1)  # that of its fourth update
         assert int(t.state.optimizers["rest"]["rate"].count) == 2
 
 
