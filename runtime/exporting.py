@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from planform.compiler.elaborate import elaborate
 from planform.compiler.ir import Graph
+from planform.compiler.parameters import count
 from planform.compiler.passes.last import last_only
 from planform.compiler.passes.pipeline import optimise
 from planform.spec import Spec, SpecError
@@ -22,8 +23,14 @@ from .run import parameters_of_run, read_run, spec_of_run
 
 POSITIONS = 8192
 
+Arrays = Mapping[str, np.ndarray]
+
 LONGEST = 512
-"""Entries of the fixture's prompt, at most: it is computed in float64 NumPy."""
+"""Entries of the fixture's prompt, at most."""
+
+BY_REFERENCE = 200_000_000
+"""Parameters up to which the fixture's outputs come from the float64 reference; beyond it would take hours and twice
+the memory, and XLA computes them."""
 
 
 def check_target(folder: str | Path) -> None:
@@ -132,8 +139,9 @@ def _fixture(graph: Graph, exported: Graph, parameters: Mapping[str, np.ndarray]
     time = max(2, min(probe_length(graph), positions - singles, LONGEST))
     batch = 2
     inputs = probe_inputs(graph, batch, time + singles, 0, documents=False)
+    large = count(graph) > BY_REFERENCE
     if not exported.states:
-        return onnx.reference_fixture(exported, parameters, [inputs])
+        return _by_xla(graph, parameters, [inputs]) if large else onnx.reference_fixture(exported, parameters, [inputs])
     axes = {v.name: v.type.axis(str(graph.stream)) for v in graph.inputs if v.name in inputs}
 
     def chunk(start: int, stop: int, count: list[int]) -> dict[str, np.ndarray]:
@@ -145,4 +153,23 @@ def _fixture(graph: Graph, exported: Graph, parameters: Mapping[str, np.ndarray]
 
     chunks = [chunk(0, time, [time, max(1, time - 5)])]
     chunks += [chunk(time + i, time + i + 1, [1, 1]) for i in range(singles)]
+    if large:
+        return _by_xla(graph, parameters, chunks, time + singles)
     return onnx.reference_fixture(exported, parameters, chunks, time + singles)
+
+
+def _by_xla(graph: Graph, parameters: Arrays, chunks: Sequence[Arrays], capacity: int = 0) -> Any:
+    """The fixture of a model that is too large for the reference."""
+    from planform.backends import onnx
+
+    from .engines import Xla, complete
+
+    engine = Xla(parameters)
+    if capacity:
+        stream = engine.stream(last_only(optimise(graph, "xla", "step")), len(chunks[0]["count"]), capacity)
+        own = [{k: v for k, v in chunk.items() if k != "count"} for chunk in chunks]
+        expected = [stream.step(inputs, chunk["count"]) for inputs, chunk in zip(own, chunks)]
+    else:
+        chunks = [complete(graph, inputs) for inputs in chunks]
+        expected = [engine.whole(graph, inputs) for inputs in chunks]
+    return onnx.Fixture(chunks, expected, capacity, of="XLA in float32")

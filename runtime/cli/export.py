@@ -29,7 +29,7 @@ def export(
         Path | None, typer.Option("--out", metavar="FOLDER", help="Where to. [default: RUN/onnx, RUN/huggingface]")
     ] = None,
     graph: GraphName = None,
-    positions: Annotated[int, typer.Option("--positions", min=1, help="The longest stream it is made for.")] = 8192,
+    positions: Annotated[int, typer.Option("--positions", min=8, help="The longest stream it is made for.")] = 8192,
     step: Annotated[int | None, typer.Option("--step", min=0, help="Of the checkpoint. [default: the newest]")] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -42,6 +42,15 @@ def test_exporting_again_gives_the_same_bytes(run: Path, artefact: Path, tmp_pat
         assert (tmp_path / "again" / name).read_bytes() == (artefact / name).read_bytes(), name
 
 
+def test_large_models_have_a_fixture_of_xla(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("planform.runtime.exporting.BY_REFERENCE", 0)
+    export_run(run, tmp_path / "onnx", positions=256)
+    verdict = verify_contract(tmp_path / "onnx")
+    assert verdict.holds and verdict.errors["logits"] < 2e-5
+    contract = json.loads((tmp_path / "onnx" / "contract.json").read_text())
+    assert contract["fixture"]["of"] == "XLA in float32"
+
+
 def test_an_artefact_is_replaced(run: Path, artefact: Path) -> None:
     before = {p.name for p in artefact.iterdir()}
     export_run(run, artefact, positions=256)
