@@ -36,12 +36,12 @@ def main() -> int:
         except Exception as e:
             traceback.print_exc()
             figure, holds = f"{type(e).__name__}: {e}", False
-        short += not holds
+        short += holds is False
         line = {
             "row": r.name,
             "aim": r.aim,
             "figure": figure,
-            "holds": bool(holds),
+            "holds": holds,
             "command": r.command,
             "seconds": round(time.monotonic() - start, 1),
         }

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-Outcome = tuple[Any, bool]
-"""(the figure: a number, a text or a mapping of them; whether it holds)"""
+Outcome = tuple[Any, bool | str]
+"""(the figure: a number, a text or a mapping of them; whether it holds: true, false, or "undecided" where the interval
+of a measurement lies on both sides of the aim)"""
 
 
 @dataclass(frozen=True)

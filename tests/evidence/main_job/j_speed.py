@@ -1,0 +1,57 @@
+"""Speeds that the READMEs speak of, beside their peers: paired rounds, ratios with their 95% bootstrap intervals."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.evidence import row
+
+ROOT = Path(__file__).parents[3]
+
+
+def lines(*command: str) -> list[dict[str, Any]]:
+    """The JSON lines that a benchmark prints."""
+    done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True, check=True)
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+
+def judged(low: float, high: float, aim: float) -> bool | str:
+    """Whether an interval reaches an aim: True, False when it lies wholly below, else "undecided"."""
+    return True if low >= aim else False if high < aim else "undecided"
+
+
+@row(
+    "main_job",
+    "step_speed",
+    "a training step (40M Gemma 2, 4 x 256, CPU) as fast as the same step hand-written in JAX",
+    6,
+)
+def step_speed() -> tuple[Any, bool | str]:
+    hand, ours = lines("tests.benchmarks.xla", "step", "--variants", "hand,ours", "--rounds", "9")
+    figure = {
+        "speed": ours["speed"], "interval": ours["interval"], "speed_by_processor_time": ours["speed_cpu"],
+        "step_s": {"hand": hand["step_s"], "ours": ours["step_s"]}, "losses": {"hand": hand["loss"], "ours": ours["loss"]},
+    }  # fmt: skip
+    return figure, judged(*ours["interval"], aim=1.0)
+
+
+@row("main_job", "passes", "each pass that a backend uses for speed gains there (without / with, processor time)", 25)
+def passes() -> tuple[Any, bool | str]:
+    from planform.compiler.passes.pipeline import GAINS
+
+    found = lines("tests.benchmarks.passes", "--builds", "9", "--rounds", "3")
+    used = {(g.make.name, backend, form) for g in GAINS for backend, form, ratio in g.measured if ratio > 1}
+    figure, verdicts = [], []
+    for r in found:
+        name, backend, form = r["row"].split(":")[:3]
+        ours = (name, backend, form) in used
+        figure.append(
+            {"pass": r["row"], "part": r["part"], "used": ours, "clock": r["clock"], "processor": r["processor"]}
+        )
+        if ours:
+            verdicts.append(judged(*r["processor"][1:], aim=1.0))
+    return figure, False if False in verdicts else "undecided" if "undecided" in verdicts else bool(verdicts)
