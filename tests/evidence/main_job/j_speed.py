@@ -49,9 +49,8 @@ def passes() -> tuple[Any, bool | str]:
     for r in found:
         name, backend, form = r["row"].split(":")[:3]
         ours = (name, backend, form) in used
-        figure.append(
-            {"pass": r["row"], "part": r["part"], "used": ours, "clock": r["clock"], "processor": r["processor"]}
-        )
+        measured = {key: r[key] for key in ("part", "clock", "processor")}
+        figure.append({"pass": r["row"], "used": ours, **measured})
         if ours:
             verdicts.append(judged(*r["processor"][1:], aim=1.0))
     return figure, False if False in verdicts else "undecided" if "undecided" in verdicts else bool(verdicts)
