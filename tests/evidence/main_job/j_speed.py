@@ -33,9 +33,12 @@ def judged(low: float, high: float, aim: float) -> bool | str:
 def step_speed() -> tuple[Any, bool | str]:
     hand, ours = lines("tests.benchmarks.xla", "step", "--variants", "hand,ours", "--rounds", "9")
     figure = {
-        "speed": ours["speed"], "interval": ours["interval"], "speed_by_processor_time": ours["speed_cpu"],
-        "step_s": {"hand": hand["step_s"], "ours": ours["step_s"]}, "losses": {"hand": hand["loss"], "ours": ours["loss"]},
-    }  # fmt: skip
+        "speed": ours["speed"],
+        "interval": ours["interval"],
+        "speed_by_processor_time": ours["speed_cpu"],
+        "step_s": {"hand": hand["step_s"], "ours": ours["step_s"]},
+        "losses": {"hand": hand["loss"], "ours": ours["loss"]},
+    }
     return figure, judged(*ours["interval"], aim=1.0)
 
 
