@@ -63,7 +63,8 @@ def cached_core(call: Call, q: jax.Array, parts: list[tuple[jax.Array, jax.Array
         s = op.softcap * jnp.tanh(s * (1 / op.softcap))
     p = jax.nn.softmax(jnp.where(over_rows(visible[:, None], s), s, ops.HIDDEN), -1)
     shares = jnp.split(p, list(accumulate(v.shape[2] for _, v in parts))[:-1], -1)
-    out = sum(_mixture(share, v, wide) for share, (_, v) in zip(shares, parts, strict=True))
+    mixtures = [_mixture(share, v, wide) for share, (_, v) in zip(shares, parts, strict=True)]
+    out = sum(mixtures[1:], start=mixtures[0])
     return by_query_head(out, q.shape[2] // shared)
 
 
