@@ -48,7 +48,7 @@ def demo(
     seconds = round(time.monotonic() - begun)
     console.print(f"\n[bold]all of it in {seconds // 60} min {seconds % 60} s[/], in {folder}")
     if as_json:
-        print(json.dumps({**figures, "seconds": seconds, "folder": str(folder)}))
+        print(json.dumps({**figures, "demo_seconds": seconds, "folder": str(folder)}))
     if not figures["verified"]:
         raise typer.Exit(1)
 
