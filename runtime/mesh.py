@@ -65,9 +65,10 @@ def default_axes(batch: int, accumulate: int = 1, state_bytes: int = 0) -> Axes:
     state_bytes  of the parameters, their gradients and the optimizer's state in one replica
 
     All devices that `provide_devices` found, on a CPU one per core: XLA's CPU runs one op after another, many of them
-    on one thread, and replicas overlap. On two cores data=2 took a step of gemma2@small 1.33 times as fast as data=1
-    (95% interval 1.10 to 1.53, twelve paired rounds beside other work), data=4 1.00 times (0.76 to 1.28). Fewer, where
-    they don't divide the batch, or where that many copies of the state would fill half of the memory.
+    on one thread, and replicas overlap. On two cores data=2 took a step of gemma2@small 1.33 and 1.12 times as fast as
+    data=1 (95% intervals 1.10 to 1.53 and 1.00 to 1.23; twelve and fourteen paired rounds beside other work), data=4
+    1.00 and 1.08 times. Fewer, where they don't divide the batch, or where that many copies of the state would fill
+    half of the memory.
     """
     processes, most = jax.process_count(), jax.device_count()
     if state_bytes and jax.default_backend() == "cpu":
