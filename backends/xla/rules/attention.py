@@ -110,8 +110,7 @@ def attend_local(call: Call, q: jax.Array, k: jax.Array, v: jax.Array, *given: A
 
     positions, documents = _where(given)
     index = jnp.arange(blocks * block).reshape(blocks, block)
-    behind = jnp.arange(-back * block, blocks * block)
-    keys = jnp.stack([behind[i * block : (i + back + 1) * block] for i in range(blocks)])
+    keys = index[:, :1] - back * block + jnp.arange((back + 1) * block)
     inside = (keys >= 0) & (keys < time)
     if positions is None:
         ok = seen(op, index, keys) & inside[:, None, :]
