@@ -9,7 +9,6 @@ import sys
 import time
 from typing import Any
 
-from tests.benchmarks.xla import interval
 from tests.evidence import row
 
 ROUNDS = 9
@@ -50,6 +49,8 @@ def compile_seconds(layers: int) -> dict[str, float]:
 
 @row("main_job", "depth", "trace + XLA compile of the step: 96 layers at most 1.3 x 12 layers, default policy", 6)
 def depth() -> tuple[Any, bool | str]:
+    from tests.benchmarks.xla import interval  # brings in jax, which the other rows don't need
+
     runs: dict[int, list[dict[str, float]]] = {12: [], 96: []}
     for _ in range(ROUNDS):
         for layers, found in runs.items():
