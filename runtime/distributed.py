@@ -158,6 +158,8 @@ def _wait(children: Sequence[subprocess.Popen[bytes]], errors: Sequence[IO[bytes
     if told and not codes[0] > 0:  # process 0 has not said why itself
         told.seek(0)
         sys.stderr.write(told.read().decode(errors="replace"))
+    if codes[first] < 0:
+        sys.stderr.write(f"process {first} of {len(codes)} was ended by signal {-codes[first]}\n")
     return codes[first] if codes[first] > 0 else 128 - codes[first]
 
 

@@ -137,7 +137,14 @@ class Trainer:
         Stopped by one of these it finishes the step and saves. Raises: UserError when the loss stops being a number,
         or a checkpoint can't be written.
         """
-        last = self.program.steps if steps is None else min(steps, self.program.steps)
+        try:
+            return self._run(self.program.steps if steps is None else min(steps, self.program.steps))
+        except jax.errors.JaxRuntimeError as error:
+            if explained := _explained(error):
+                raise explained from error
+            raise
+
+    def _run(self, last: int) -> Result:
         clock = _Clock()
         with ExitStack() as stack:
             stop = stack.enter_context(_stopping())
@@ -255,6 +262,22 @@ class Trainer:
             self._saved = self.state.step
         if wait:
             self._checkpoints.wait()
+
+
+def _explained(error: Exception) -> UserError | None:
+    """What a person can do about a fault of the machine; None for other faults."""
+    text = str(error)
+    if "RESOURCE_EXHAUSTED" in text or "Out of memory" in text:
+        return UserError(
+            "a step needs more memory than there is",
+            help="a smaller batch, --accumulate to take it in parts, or a mesh that splits the model",
+        )
+    if jax.process_count() > 1 and any(word in text for word in ("Gloo", "UNAVAILABLE", "coordination")):
+        return UserError(
+            "another process of this run has ended or can't be reached",
+            help="start the run again; it goes on from its last checkpoint",
+        )
+    return None
 
 
 class _Clock:

@@ -79,8 +79,9 @@ def test_spawn_ends_all_when_one_fails(failing, monkeypatch, capfd):
     assert "the disk is full" in capfd.readouterr().err
 
 
-def test_spawn_tells_of_a_kill():
+def test_spawn_tells_of_a_kill(capfd):
     assert distributed.spawn(2, child("me and os.kill(os.getpid(), signal.SIGKILL)")) == 128 + signal.SIGKILL
+    assert "process 1 of 2 was ended by signal 9" in capfd.readouterr().err
 
 
 def test_spawn_hands_signals_on():

@@ -111,6 +111,24 @@ def test_a_loss_that_is_no_number_stops_the_run_and_is_not_saved(folder, tmp_pat
         assert t._checkpoints.steps() == [2]
 
 
+@pytest.mark.parametrize("fault, processes, said", [
+    ("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes", 1, "more memory"),
+    ("UNKNOWN: Gloo all-reduce failed: Connection reset by peer", 2, "another process"),
+    ("UNKNOWN: Gloo all-reduce failed: Connection reset by peer", 1, "Gloo"),
+    ("INTERNAL: a fault of ours", 2, "INTERNAL"),
+])  # fmt: skip
+def test_faults_of_the_machine_are_explained(folder, monkeypatch, fault, processes, said):
+    def step(batches):
+        monkeypatch.setattr(jax, "process_count", lambda: processes)
+        raise jax.errors.JaxRuntimeError(fault)
+
+    with trainer(folder) as t:
+        monkeypatch.setattr(t, "_step", step)
+        known = said in ("more memory", "another process")
+        with pytest.raises(UserError if known else jax.errors.JaxRuntimeError, match=said):
+            t.run(1)
+
+
 def test_only_the_selected_parameters_are_trained(folder):
     text = LIGHT.replace("train:\n", "train:\n  params: [table, 'lm.*.feed.*']\n")
     with trainer(folder, text=text) as t:
