@@ -9,16 +9,17 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from planform.compiler.analyses.sharding import Rules, indivisible
-from planform.compiler.ir import Graph, Parameter
-from planform.spec import Diagnostic, Diagnostics, ShardingRule, Spec
+from planform.compiler.analyses.sharding import Rules
+from planform.compiler.check_sharding import check_sharding
+from planform.compiler.ir import Graph
+from planform.spec import Spec, SpecError
 
 from .data import Share
 from .distributed import neighbours
@@ -136,11 +137,8 @@ def check_mesh(spec: Spec, graphs: Iterable[Graph], axes: Mapping[str, int], bat
                 f"nothing is split over the mesh axis `{name}`, so its {size} devices would all do the same",
                 help=f"the spec's `sharding` knows {', '.join(sorted(used))}",
             )
-    found = Diagnostics()
-    for parameter in {p.path: p for g in graphs for p in g.parameters}.values():
-        for fault in indivisible(parameter.type, rules, axes):
-            found.add(_indivisible(spec.sharding, parameter, fault.dim, fault.size, fault.devices, axes))
-    found.raise_errors()
+    if faults := [d for d in check_sharding(spec, graphs, axes) if d.severity == "error"]:
+        raise SpecError(faults)
     parts = devices_of({a: axes[a] for a in batch_axes(rules, axes)})
     if batch % (parts * accumulate):
         what = f"{parts} devices" + (f" in {accumulate} parts" if accumulate > 1 else "")
@@ -154,20 +152,6 @@ def batch_axes(rules: Rules, axes: Iterable[str]) -> tuple[str, ...]:
     """The mesh axes that the batch is split over."""
     present = set(axes)
     return tuple(a for dim, names in rules if dim == "batch" for a in names if a in present)
-
-
-def _indivisible(
-    rules: Sequence[ShardingRule], parameter: Parameter, dim: str, size: int, devices: int, axes: Mapping[str, int]
-) -> Diagnostic:
-    rule = next(r for r in rules if r.dim == dim)
-    over = mesh_text({a: axes[a] for a in rule.axes if a in axes})
-    return Diagnostic(
-        "PF0402",
-        f"`{dim}` = {size} can't be split over {devices} devices ({over})",
-        rule.span,
-        f"`{parameter.path}` is {parameter.type}",
-        help=f"make `{dim}` a multiple of {devices}, or the mesh smaller",
-    )
 
 
 def _cores() -> int:
