@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 from planform.spec import (
@@ -93,8 +94,9 @@ class Expressions(Context):
         ]
         raise self.error("PF0220", f"unknown name `{name}`", node.span, help=did_you_mean(name, known))
 
-    @property
+    @cached_property
     def symbols(self) -> set[str]:
+        """Names in the types of inputs that aren't dims of the spec: `batch`, `time`."""
         found: set[str] = set()
         for g in self.spec.graphs.values():
             for decl in g.inputs.values():

@@ -44,16 +44,16 @@ def step_speed() -> tuple[Any, bool | str]:
 
 @row("main_job", "passes", "each pass that a backend uses for speed gains there (without / with, processor time)", 25)
 def passes() -> tuple[Any, bool | str]:
-    from planform.compiler.passes.pipeline import GAINS
+    from planform.compiler.passes.pipeline import pipeline
+    from tests.benchmarks.passes import ROWS
 
-    found = lines("tests.benchmarks.passes", "--builds", "9", "--rounds", "3")
-    used = {(g.make.name, backend, form) for g in GAINS for backend, form, ratio in g.measured if ratio > 1}
-    figure, verdicts = [], []
-    for r in found:
-        name, backend, form = r["row"].split(":")[:3]
-        ours = (name, backend, form) in used
+    figure: list[dict[str, Any]] = []
+    verdicts: list[bool | str] = []
+    for r in lines("tests.benchmarks.passes", "--builds", "9", "--rounds", "3"):
+        backend, form = r["row"].split(":")[1:]
+        used = ROWS[r["row"]][1] in pipeline(backend, form)
         measured = {key: r[key] for key in ("part", "clock", "processor")}
-        figure.append({"pass": r["row"], "used": ours, **measured})
-        if ours:
+        figure.append({"pass": r["row"], "used": used, **measured})
+        if used:
             verdicts.append(judged(*r["processor"][1:], aim=1.0))
     return figure, False if False in verdicts else "undecided" if "undecided" in verdicts else bool(verdicts)
