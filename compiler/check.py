@@ -14,13 +14,15 @@ from .ops import OPS, load_extensions
 from .parameters import INITS
 from .program import Program, program
 from .recipes import OPTIMIZERS, SCHEDULES, SOURCES
+from .weights import weights_map
 
 WORDS = ("cycle", *INITS, *OPTIMIZERS, *SCHEDULES, *SOURCES)
 """Names that are neither ops nor blocks."""
 
 
 def check(spec: Spec, mesh: Mapping[str, int] | None = None) -> list[Diagnostic]:
-    """All findings on a spec: names, kinds, dims and shapes of every graph, its training program, sharding.
+    """All findings on a spec: names, kinds, dims and shapes of every graph, its training program, the maps of
+    its weights, sharding.
 
     With the sizes of a mesh's axes, such as {"data": 2}, also whether everything can be split over it. Errors
     in one graph don't hide those of another.
@@ -43,6 +45,12 @@ def check(spec: Spec, mesh: Mapping[str, int] | None = None) -> list[Diagnostic]
             made = program(spec)
         except SpecError as e:
             found.extend(e.diagnostics)
+    if spec.weights and not found.errors:  # a graph that is missing would leave its tensors without a parameter
+        for format in spec.weights.values:
+            try:
+                weights_map(spec, graphs, format)
+            except SpecError as e:
+                found.extend(e.diagnostics)
     batch = made.batch // made.accumulate if made else None
     found.extend(check_sharding(spec, graphs, mesh, batch))
     return found.found

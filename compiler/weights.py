@@ -113,6 +113,11 @@ class WeightsMap:
 _MISSING = object()
 
 
+def _every_layer(path: str) -> str:
+    """`lm.layer[3].norm` -> `lm.layer[*].norm`."""
+    return re.sub(r"\[\d+\]", "[*]", path)
+
+
 def _field(config: Mapping[str, Any], field: str) -> Any:
     """The value at a dotted path; a field that is null is not one that is missing."""
     value: Any = config
@@ -179,10 +184,11 @@ class _Reader:
                             "PF0602", f"`{key}` is mapped twice", span, [Note("first here", where)] if where else []
                         )
                 tensors[t.name] = held[t.parameter] = t
-        missing = [p for p in self.shapes if p not in held]
+        missing = list(dict.fromkeys(_every_layer(p) for p in self.shapes if p not in held))
         if missing and not self.found.errors:
-            more = f" and {len(missing) - 1} more parameters" if len(missing) > 1 else ""
-            self.add("PF0603", f"no tensor is named for `{missing[0]}`{more}", self.section.span)
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            self.add("PF0603", f"{self.format}: no tensor is named for `{missing[0]}`{more}", self.section.span,
+                     help=f"{missing[0]}: their.name")  # fmt: skip
         self.found.raise_errors()
         return WeightsMap(
             self.format,
@@ -223,7 +229,7 @@ class _Reader:
                 theirs = theirs.replace("*", n, 1)
             found.append(Tensor(theirs, parameter, shape, pattern, self.sizes, span))
         if not found:
-            known = {re.sub(r"\[\d+\]", "[*]", p) for p in self.shapes}
+            known = {_every_layer(p) for p in self.shapes}
             self.add("PF0604", f"no parameter is called `{path}`", span, help=did_you_mean(path, known))
         elif pattern is not None:
             self.layout(found[0], span)

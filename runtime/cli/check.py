@@ -83,4 +83,6 @@ def contents(spec: Spec) -> str:
     parts.append(plural(len(own), "block"))
     if spec.train:
         parts.append("a training program")
+    if spec.weights:
+        parts.append(f"a weights map for {' and '.join(spec.weights.values)}")
     return ", ".join(parts)
