@@ -30,16 +30,18 @@ def evaluate_run(
     batches: int | None = None,
     step: int | None = None,
     mesh: dict[str, int] | None = None,
+    overrides: Sequence[str] = (),
 ) -> Values:
     """The losses of a run on held-out data, and for text bits per byte beside those of a bigram model.
 
-    files    other text to measure on (its held-out part); else what the run trained on
-    batches  at most so many, of the run's size; else what its program says
-    step     of the checkpoint; the newest without one
+    files      other text to measure on (its held-out part); else what the run trained on
+    batches    at most so many, of the run's size; else what its program says
+    step       of the checkpoint; the newest without one
+    overrides  of the spec, as far as no parameter changes: `window=1024`
     Returns {"step", "heldout_loss", "bits_per_byte", "bigram_bits_per_byte", ..}. Raises: UserError, SpecError.
     """
     folder = Path(folder)
-    told, spec = read_run(folder), spec_of_run(folder)
+    told, spec = read_run(folder), spec_of_run(folder, overrides)
     chosen = _as_it_ran(spec, told)
     provide_devices(None if mesh is None else devices_of(mesh))
     layout = Layout(make_mesh(mesh or {"data": 1}), rules_of(spec), Policy())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from planform.compiler.passes.pipeline import optimise
 from planform.spec import Spec, SpecError
 
 from .artefact import is_artefact
+from .companions import FOLDER, companions
 from .errors import UserError
 from .probe import probe_inputs, probe_length
 from .run import parameters_of_run, read_run, spec_of_run
@@ -62,43 +64,48 @@ def export_run(
     graph: str | None = None,
     positions: int = POSITIONS,
     step: int | None = None,
+    overrides: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Writes the trained model of a run as ONNX, with its contract, a fixture and its tokenizer.
+    """Writes the trained model of a run as ONNX, with its contract, a fixture, its tokenizer and its chat template.
 
     graph      of the spec, where it has several
     positions  the longest stream that the model is made for
     step       of the checkpoint; the newest without one
+    overrides  of the spec, as far as no parameter changes: `window=1024`
     Returns what there is to say: {"folder", "form", "bytes", "files", "why"}. Raises: UserError, SpecError.
     """
     run, folder = Path(run), Path(folder)
-    spec = spec_of_run(run)
+    spec = spec_of_run(run, overrides)
     check_target(folder)
     if folder.resolve() == run.resolve() or folder.resolve() in run.resolve().parents:
         raise UserError(f"{folder} holds the run itself", help=f"give another folder, {run / 'onnx'} for instance")
     parameters = parameters_of_run(run, step)
-    tokenizer = run / "tokenizer" / "tokenizer.json"
     return export_model(
         elaborate(spec, graph), parameters, folder,
-        metadata=origin(spec), positions=positions, tokenizer=tokenizer if tokenizer.is_file() else None,
+        metadata=origin(spec, overrides), positions=positions, beside=companions(run),
     )  # fmt: skip
 
 
-def export_huggingface(run: str | Path, folder: str | Path, step: int | None = None) -> Path:
+def export_huggingface(
+    run: str | Path, folder: str | Path, step: int | None = None, overrides: Sequence[str] = ()
+) -> Path:
     """Writes a run, or what was imported, as a checkpoint folder that transformers loads.
 
     The configuration that the weights came with is kept where the spec says nothing. Raises: UserError, SpecError.
     """
-    from .huggingface import TOKENIZER, export_folder
+    from .huggingface import export_folder
 
     config = read_run(run).get("imported", {}).get("config")
     parameters = parameters_of_run(run, step)
-    return export_folder(spec_of_run(run), parameters, folder, config=config, companions=Path(run) / TOKENIZER)
+    return export_folder(spec_of_run(run, overrides), parameters, folder, config=config, companions=Path(run) / FOLDER)
 
 
-def origin(spec: Spec) -> dict[str, str]:
-    """What an artefact says of where it comes from."""
+def origin(spec: Spec, overrides: Sequence[str] = ()) -> dict[str, str]:
+    """What an artefact says of where it comes from; `overrides` are those that the run was not trained with."""
     found = {"spec": spec.name or spec.source.name, "hash": hashlib.sha256(spec.source.text.encode()).hexdigest()}
-    return {**found, "size": spec.size} if spec.size else found
+    if spec.size:
+        found["size"] = spec.size
+    return {**found, "overrides": " ".join(overrides)} if overrides else found
 
 
 def export_model(
@@ -108,7 +115,7 @@ def export_model(
     *,
     metadata: Mapping[str, str],
     positions: int = POSITIONS,
-    tokenizer: Path | None = None,
+    beside: Mapping[str, bytes] = MappingProxyType({}),
     fixture: bool = True,
 ) -> dict[str, Any]:
     """The same for a whole-sequence graph and parameters by logical name. Raises: UserError, SpecError."""
@@ -119,9 +126,7 @@ def export_model(
     given = _fixture(graph, exported, parameters, positions) if fixture else None
     get: Callable[[str], np.ndarray] = lambda name: np.asarray(parameters[name], np.float32)  # noqa: E731
     try:
-        onnx.export(
-            exported, get, folder, metadata=metadata, max_positions=positions, fixture=given, tokenizer=tokenizer
-        )
+        onnx.export(exported, get, folder, metadata=metadata, max_positions=positions, fixture=given, companions=beside)
     except onnx.CannotLower as error:
         raise UserError(f"this model has no ONNX form: {error}") from error
     except OSError as error:

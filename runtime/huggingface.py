@@ -16,16 +16,11 @@ from planform.compiler.elaborate import elaborate
 from planform.compiler.weights import WeightsMap, weights_map
 from planform.spec import Spec, SpecError, load
 
+from .companions import COMPANIONS, FOLDER
 from .errors import UserError
 from .run import WEIGHTS, write_run
 from .tensor_files import TensorFolder, TensorWriter
 
-COMPANIONS = (
-    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json",
-    "chat_template.jinja",
-)  # fmt: skip
-TOKENIZER = "tokenizer"
-"""Where a run's folder keeps its tokenizer, and what else came beside the weights."""
 _DTYPES = {"float32": "float32", "bfloat16": "bfloat16", "float16": "float16", "float64": "float64"}
 
 Told = Callable[[str, int, int], None]
@@ -112,7 +107,7 @@ def import_folder(folder: str | Path, name: str, out: str | Path, tell: Told | N
                 writer.add(t.parameter, t.to_ours(found[t.name]))
                 if tell:
                     tell(t.parameter, i + 1, len(weights.tensors))
-        _copy_companions(folder, stage / TOKENIZER)
+        _copy_companions(folder, stage / FOLDER)
         write_run(stage, spec, overrides, facts)
     return out
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from planform.compiler.parameters import scatter
+from planform.compiler.elaborate import elaborate
+from planform.compiler.parameters import layers, scatter
 from planform.spec import Spec, load_text
 
 from .checkpoint import read_arrays, steps
@@ -66,11 +67,49 @@ def read_run(folder: str | Path) -> dict[str, Any]:
     return told
 
 
-def spec_of_run(folder: str | Path) -> Spec:
-    """The spec that a run trains, its size and overrides applied. Raises: UserError, SpecError."""
+def spec_of_run(folder: str | Path, overrides: Sequence[str] = ()) -> Spec:
+    """The spec that a run trains, its size and overrides applied.
+
+    overrides  further ones, which a trained model allows as far as every parameter stays what it is: the window of
+               local attention, for instance (Gemma 2, table 10)
+    Raises: UserError naming a parameter that would change; SpecError.
+    """
     told = read_run(folder)["spec"]
     base = Path(told["folder"]) if told["folder"] else None
-    return load_text(told["text"], told["name"], told["size"], tuple(told["overrides"]), base)
+
+    def load(more: Sequence[str]) -> Spec:
+        return load_text(told["text"], told["name"], told["size"], (*told["overrides"], *more), base)
+
+    if not overrides:
+        return load(())
+    spec = load(overrides)
+    _check_parameters(load(()), spec, " ".join(overrides))
+    return spec
+
+
+def _check_parameters(trained: Spec, wanted: Spec, overrides: str) -> None:
+    """Raises: UserError where a parameter of the trained spec would have another shape, or one comes or goes."""
+    before, after = _shapes(trained), _shapes(wanted)
+    help = "on a trained model set only what leaves its parameters as they are, such as `window=1024`"
+    for name in sorted(before.keys() | after.keys()):
+        if name not in after:
+            raise UserError(f"with {overrides} there is no parameter {name}, which was trained", help=help)
+        if name not in before:
+            raise UserError(f"with {overrides} there is a parameter {name}, which was never trained", help=help)
+        if before[name] != after[name]:
+            raise UserError(
+                f"{overrides} changes the shape of {name} from {list(before[name])} to {list(after[name])}", help=help
+            )
+
+
+def _shapes(spec: Spec) -> dict[str, tuple[int, ...]]:
+    """The shape of every logical parameter."""
+    return {
+        name: p.type.shape({})[p.stacked :]
+        for graph in spec.graphs
+        for p in elaborate(spec, graph).parameters
+        for name in layers(p.path)
+    }
 
 
 def parameters_of_run(folder: str | Path, step: int | None = None) -> Mapping[str, np.ndarray]:

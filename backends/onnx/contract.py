@@ -28,6 +28,7 @@ from .readme import SEQUENCE_README, STEP_README
 from .session import IN_PLACE, PRESENT, Session, load, run
 
 FORMAT = 1
+TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 CONTRACT, FIXTURE, README = "contract.json", "fixture.npz", "README.txt"
 TOLERANCE = 2e-5
 """Largest |got - expected| / max |expected| for float32 arithmetic against float64."""
@@ -87,10 +88,8 @@ def reference_fixture(
     return Fixture(complete, expected, capacity)
 
 
-def write_contract(
-    folder: Path, lowered: Lowered, metadata: Mapping[str, str], fixture: Fixture | None, has_tokenizer: bool = False
-) -> None:
-    """Writes contract, fixture and README beside the model that is in the folder already."""
+def write_contract(folder: Path, lowered: Lowered, metadata: Mapping[str, str], fixture: Fixture | None) -> None:
+    """Writes contract, fixture and README beside the model, and what else belongs to it, in the folder already."""
     streaming = bool(lowered.states)
     graph = lowered.model.graph
     kept = {x for s in lowered.states for x in (s.past, s.present)}
@@ -105,7 +104,7 @@ def write_contract(
         "files": {p.name: _fingerprint(p) for p in sorted(folder.iterdir())},
         "inputs": [_input(v, lowered.below) for v in graph.inputs if v not in kept],
         "outputs": [_tensor(v) for v in graph.outputs if v not in kept],
-        "tokenizer": "tokenizer.json" if has_tokenizer else None,
+        "tokenizer": next((name for name in TOKENIZERS if (folder / name).is_file()), None),
     }
     if streaming:
         contract["max_positions"] = lowered.max_positions

@@ -30,7 +30,7 @@ def export(
     metadata: Mapping[str, str] = MappingProxyType({}),
     max_positions: int = 8192,
     fixture: Fixture | None = None,
-    tokenizer: str | Path | None = None,
+    companions: Mapping[str, bytes] = MappingProxyType({}),
 ) -> Path:
     """Writes `model.onnx`, `model.onnx.data`, `contract.json`, `README.txt` and what is given besides.
 
@@ -44,16 +44,16 @@ def export(
         metadata: what the contract and the model say of their origin (`spec`, `size`, `hash`).
         max_positions: the longest stream that a step form is made for.
         fixture: inputs with expected outputs, for `verify_contract` and for anybody else.
-        tokenizer: a file to put beside the model.
+        companions: files to put beside the model, by name: a tokenizer, what generation needs.
     Returns: the folder. Raises: CannotLower for a graph that has no ONNX form, OSError where the disk fails.
     """
     lowered = lower(graph, parameters, max_positions=max_positions, metadata=metadata)
     folder = Path(folder)
     with _beside(folder) as stage:
         ir.save(lowered.model, stage / MODEL, external_data=DATA, size_threshold_bytes=_INLINE)
-        if tokenizer is not None:
-            shutil.copyfile(tokenizer, stage / "tokenizer.json")
-        write_contract(stage, lowered, metadata, fixture, has_tokenizer=tokenizer is not None)
+        for name, content in companions.items():
+            (stage / name).write_bytes(content)
+        write_contract(stage, lowered, metadata, fixture)
     return folder
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .options import AsJson, GraphName
+from .options import AsJson, GraphName, Set
 
 EPILOG = "Example: planform export runs/small --to onnx --out runs/small/onnx"
 
@@ -29,6 +29,7 @@ def export(
         Path | None, typer.Option("--out", metavar="FOLDER", help="Where to. [default: RUN/onnx, RUN/huggingface]")
     ] = None,
     graph: GraphName = None,
+    overrides: Set = None,
     positions: Annotated[int, typer.Option("--positions", min=8, help="The longest stream it is made for.")] = 8192,
     step: Annotated[int | None, typer.Option("--step", min=0, help="Of the checkpoint. [default: the newest]")] = None,
     as_json: AsJson = False,
@@ -38,13 +39,15 @@ def export(
     from .console import out, print_json, size
 
     if to is Target.huggingface:
-        target = export_huggingface(run, folder or run / to.value, step)
+        target = export_huggingface(run, folder or run / to.value, step, tuple(overrides or ()))
         if as_json:
             print_json({"folder": str(target)})
         else:
             out().print(f"[bold green]✓[/] {target}: a checkpoint in Hugging Face's layout")
         return
-    found = export_run(run, folder or run / to.value, graph=graph, positions=positions, step=step)
+    found = export_run(
+        run, folder or run / to.value, graph=graph, positions=positions, step=step, overrides=tuple(overrides or ())
+    )
     if as_json:
         print_json(found)
         return

@@ -165,11 +165,12 @@ def test_a_second_export_replaces_the_files_and_keeps_others(tmp_path: Path) -> 
     assert "fixture" not in json.loads((folder / "contract.json").read_text())
 
 
-def test_a_tokenizer_comes_along(tmp_path: Path) -> None:
-    (tmp_path / "t.json").write_text("{}")
-    folder = export_step(tmp_path / "model", tokenizer=tmp_path / "t.json")
-    assert (folder / "tokenizer.json").read_text() == "{}"
-    assert json.loads((folder / "contract.json").read_text())["tokenizer"] == "tokenizer.json"
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer.model"])
+def test_a_tokenizer_comes_along(name: str, tmp_path: Path) -> None:
+    folder = export_step(tmp_path / "model", companions={name: b"{}", "chat_template.jinja": b"hi"})
+    assert (folder / name).read_bytes() == b"{}" and (folder / "chat_template.jinja").read_bytes() == b"hi"
+    contract = json.loads((folder / "contract.json").read_text())
+    assert contract["tokenizer"] == name and "chat_template.jinja" in contract["files"]
     assert verify_contract(folder).holds
 
 
