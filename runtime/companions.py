@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
-from .data.files import read_file
+from .data.files import read_file, read_mapping
+from .data.tokenizers import load_tokenizer
 from .run import read_run
 
 COMPANIONS = (
@@ -32,3 +34,16 @@ def companions(run: str | Path) -> dict[str, bytes]:
     if found and ids and GENERATION not in found:
         found[GENERATION] = (json.dumps(ids, indent=2) + "\n").encode()
     return found
+
+
+def generation_ids(run: str | Path) -> dict[str, Any]:
+    """Which ids begin and end a text and pad a row, as checkpoints name them (`eos_token_id`: one or a list): by the
+    run's generation_config.json, the configuration it came with, or its tokenizer. Raises: UserError."""
+    folder = Path(run) / FOLDER
+    file = folder / GENERATION
+    told = {**read_run(run).get("imported", {}).get("config", {}), **(read_mapping(file) if file.is_file() else {})}
+    ids = {key: told[key] for key in _IDS if told.get(key) is not None}
+    if not ids and folder.is_dir():
+        tokenizer = load_tokenizer(folder)
+        ids = dict(zip(_IDS, (tokenizer.bos, tokenizer.eos, tokenizer.pad)))
+    return {key: value for key, value in ids.items() if value is not None}

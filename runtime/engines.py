@@ -211,38 +211,22 @@ class OnnxStream(Stream):
     def __init__(self, source: Any, graph: Graph, names: Mapping[Any, str], batch: int, capacity: int) -> None:
         from planform.backends import onnx
 
-        self.source, self.graph, self.names, self.capacity = source, graph, names, capacity
+        self.source, self.graph, self.names = source, graph, names
         self.session = onnx.Session(source)
         try:
             self.session.reset(batch, capacity)
         except ValueError as error:
             raise UserError(f"the model can't run {capacity} entries: {error}") from error
-        self.past: list[tuple[dict[str, Any], np.ndarray]] = []
 
     def step(self, inputs: Mapping[str, Any], count: np.ndarray) -> Arrays:
-        self.past.append((dict(inputs), count))
         found: Arrays = self.session.step(inputs, count)
         return {k: np.array(v) for k, v in found.items()}
 
     def watch(self, inputs: Mapping[str, Any], count: np.ndarray) -> Values:
         from planform.backends import onnx
 
-        session = onnx.load(self.source)
-        states = self._zeros(session, len(count))
-        for earlier, valid in self.past:
-            found = onnx.run(session, {**earlier, "count": valid, **states})
-            states = {k: found["present/" + k.removeprefix("past/")] for k in states}
-        return named(self.graph, self.names, onnx.intermediates(self.source, {**inputs, "count": count, **states}))
-
-    def _zeros(self, session: Any, batch: int) -> Arrays:
-        """States of new streams, as arrays."""
-        env = {"batch": batch, "capacity": self.capacity}
-        found = {}
-        for i in session.get_inputs():
-            if i.name.startswith("past/"):
-                shape = [d if isinstance(d, int) else env[d] for d in i.shape]
-                found[i.name] = np.zeros(shape, np.float32 if i.type == "tensor(float)" else np.int32)
-        return found
+        feeds = self.session.feeds(inputs, count)
+        return named(self.graph, self.names, onnx.intermediates(self.source, feeds))
 
 
 def complete(graph: Graph, inputs: Mapping[str, Any]) -> Arrays:

@@ -18,7 +18,7 @@ from planform.compiler.passes.pipeline import optimise
 from planform.spec import Spec, SpecError
 
 from .artefact import is_artefact
-from .companions import FOLDER, companions
+from .companions import FOLDER, companions, generation_ids
 from .errors import UserError
 from .probe import probe_inputs, probe_length
 from .run import parameters_of_run, read_run, spec_of_run
@@ -65,6 +65,7 @@ def export_run(
     positions: int = POSITIONS,
     step: int | None = None,
     overrides: Sequence[str] = (),
+    genai: bool = False,
 ) -> dict[str, Any]:
     """Writes the trained model of a run as ONNX, with its contract, a fixture, its tokenizer and its chat template.
 
@@ -72,6 +73,7 @@ def export_run(
     positions  the longest stream that the model is made for
     step       of the checkpoint; the newest without one
     overrides  of the spec, as far as no parameter changes: `window=1024`
+    genai      a folder that onnxruntime-genai loads too
     Returns what there is to say: {"folder", "form", "bytes", "files", "why"}. Raises: UserError, SpecError.
     """
     run, folder = Path(run), Path(folder)
@@ -83,6 +85,7 @@ def export_run(
     return export_model(
         elaborate(spec, graph), parameters, folder,
         metadata=origin(spec, overrides), positions=positions, beside=companions(run),
+        genai=generation_ids(run) if genai else None,
     )  # fmt: skip
 
 
@@ -117,8 +120,10 @@ def export_model(
     positions: int = POSITIONS,
     beside: Mapping[str, bytes] = MappingProxyType({}),
     fixture: bool = True,
+    genai: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The same for a whole-sequence graph and parameters by logical name. Raises: UserError, SpecError."""
+    """The same for a whole-sequence graph and parameters by logical name; `genai` as from `generation_ids`, to make the
+    folder for onnxruntime-genai as well. Raises: UserError, SpecError."""
     from planform.backends import onnx
 
     check_target(folder)
@@ -126,7 +131,10 @@ def export_model(
     given = _fixture(graph, exported, parameters, positions) if fixture else None
     get: Callable[[str], np.ndarray] = lambda name: np.asarray(parameters[name], np.float32)  # noqa: E731
     try:
-        onnx.export(exported, get, folder, metadata=metadata, max_positions=positions, fixture=given, companions=beside)
+        onnx.export(
+            exported, get, folder, metadata=metadata, max_positions=positions, fixture=given, companions=beside,
+            genai=None if genai is None else onnx.Generation.of(genai),
+        )  # fmt: skip
     except onnx.CannotLower as error:
         raise UserError(f"this model has no ONNX form: {error}") from error
     except OSError as error:

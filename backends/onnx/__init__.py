@@ -2,6 +2,7 @@
 
 from .contract import Fixture, Verdict, difference, reference_fixture, verify_contract
 from .emitter import CannotLower
+from .genai import Generation
 from .lowering import Lowered, lower
 from .rules import EXCLUDED, RULES, rule
 from .session import Session, intermediates, load, run
@@ -12,6 +13,7 @@ __all__ = [
     "RULES",
     "CannotLower",
     "Fixture",
+    "Generation",
     "Lowered",
     "Session",
     "Verdict",

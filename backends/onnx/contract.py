@@ -24,8 +24,8 @@ from planform.compiler.types import TensorType
 
 from .emitter import StateLayout
 from .lowering import IR_VERSION, Lowered
-from .readme import SEQUENCE_README, STEP_README
-from .session import IN_PLACE, PRESENT, Session, load, run
+from .readme import GENAI_README, SEQUENCE_README, STEP_README
+from .session import IN_PLACE, NAMES, Session, load, run
 
 FORMAT = 1
 TOKENIZERS = ("tokenizer.json", "tokenizer.model")
@@ -115,7 +115,8 @@ def write_contract(folder: Path, lowered: Lowered, metadata: Mapping[str, str], 
         contract["fixture"] = {"file": FIXTURE, "chunks": len(fixture.inputs), "batch": batch,
                                "capacity": fixture.capacity, "tolerance": TOLERANCE, "of": fixture.of}  # fmt: skip
         contract["files"][FIXTURE] = _fingerprint(folder / FIXTURE)
-    (folder / README).write_text(STEP_README if streaming else SEQUENCE_README)
+    about = GENAI_README if NAMES in lowered.model.metadata_props else STEP_README if streaming else SEQUENCE_README
+    (folder / README).write_text(about)
     (folder / CONTRACT).write_text(json.dumps(contract, indent=2) + "\n")
 
 
@@ -215,9 +216,9 @@ def _input(v: ir.Value, below: Mapping[str, int]) -> dict[str, Any]:
 
 def _state(s: StateLayout) -> dict[str, Any]:
     about = _tensor(s.past)
-    assert isinstance(s.type, TensorType)
+    assert isinstance(s.type, TensorType) and s.present is not None
     return {
-        "path": s.path, "input": about["name"], "output": PRESENT + s.path, "dtype": about["dtype"],
+        "path": s.path, "input": about["name"], "output": s.present.name, "dtype": about["dtype"],
         "shape": about["shape"], "initial": "zeros", "layout": s.layout, "meaning": _LAYOUTS[s.layout],
         "in_place": s.layout in IN_PLACE,
     }  # fmt: skip

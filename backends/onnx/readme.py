@@ -64,3 +64,34 @@ With Python, onnxruntime and NumPy, from this folder:
         want = arrays[f"0/out/{name}"]
         print(name, "relative error", np.abs(got - want).max() / np.abs(want).max())
 """
+
+GENAI_README = """\
+A language model in step form, for onnxruntime-genai 0.18 or newer, or for plain onnxruntime.
+
+  model.onnx, model.onnx.data   the model and its weights
+  genai_config.json             what onnxruntime-genai must know of it
+  contract.json                 names, shapes, dtypes, states, hashes of the files
+  fixture.npz                   inputs and the outputs expected for them (if there is one), see `origin` in the contract
+
+How to run it
+-------------
+With Python, onnxruntime-genai and NumPy, from this folder:
+
+    import numpy as np, onnxruntime_genai as og
+
+    model = og.Model(".")
+    generator = og.Generator(model, og.GeneratorParams(model))
+    generator.append_tokens(np.array([1, 2, 3], np.int32))
+    for _ in range(5):
+        if not generator.is_done():
+            generator.generate_next_token()
+    print(generator.get_sequence(0).tolist())
+
+The search option `max_length` is the room for a stream, prompt included: at most `context_length` and, where the
+configuration has a `sliding_window`, at least `window_size` + `cache_slack`. A text ends with an id of
+`eos_token_id`; where there is none, the generator takes 0 for it. Logits are those of the last entry only.
+
+Plain onnxruntime gets `attention_mask` [batch, past + time] besides: one for each entry of the stream so far and of the
+chunk, zero for padding, which stands at the end of a row. The states are listed in the contract; all may share their
+memory with their successors.
+"""

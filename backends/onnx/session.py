@@ -20,6 +20,9 @@ Source = str | Path | bytes | ir.Model | Lowered
 
 MODEL = "model.onnx"
 PAST, PRESENT = "past/", "present/"
+LENGTH, COUNT, ATTENTION_MASK = "length", "count", "attention_mask"
+NAMES = "planform.names"
+"""Metadata of a model made for another runtime: what its inputs and outputs are called there, by our names."""
 IN_PLACE = ("linear", "window")
 """Layouts whose successor may be written over the state itself: one kernel reads and writes them."""
 
@@ -118,12 +121,18 @@ class Session:
         if not isinstance(source, ort.InferenceSession):
             source = load(source, options(threads, spin))
         self.session: ort.InferenceSession = source
-        self.inputs = {i.name: i for i in self.session.get_inputs() if not i.name.startswith(PAST)}
-        self.past = {i.name.removeprefix(PAST): i for i in self.session.get_inputs() if i.name.startswith(PAST)}
-        self.outputs = [o.name for o in self.session.get_outputs() if not o.name.startswith(PRESENT)]
         about = self.session.get_modelmeta().custom_metadata_map
-        if "planform.states" not in about or "length" not in self.past:
+        if "planform.states" not in about:
             raise ValueError("this model isn't in step form: it has no streaming state")
+        self._theirs: dict[str, str] = json.loads(about.get(NAMES, "{}"))
+        ours = {theirs: name for name, theirs in self._theirs.items()}
+        given = {ours.get(i.name, i.name): i for i in self.session.get_inputs()}
+        found = [ours.get(o.name, o.name) for o in self.session.get_outputs()]
+        self.past = {n.removeprefix(PAST): i for n, i in given.items() if n.startswith(PAST)}
+        self._own = {COUNT} if LENGTH in self.past else {ATTENTION_MASK}  # inputs that are filled in here
+        self._own &= set(given)
+        self.inputs = {n: i for n, i in given.items() if not n.startswith(PAST) and n not in self._own}
+        self.outputs = [n for n in found if not n.startswith(PRESENT)]
         self.layouts: dict[str, str] = json.loads(about["planform.states"])
         self.max_positions = int(about["planform.max_positions"])
         self.batch = self.capacity = 0
@@ -141,16 +150,22 @@ class Session:
         self._binding = self.session.io_binding()
         self._moving: dict[str, tuple[ort.OrtValue, ort.OrtValue]] = {}
         self._arrays: list[np.ndarray] = []  # the memory that states live in
+        self._kept: dict[str, np.ndarray] = {}  # of those that stay in place
         for name in self.outputs:
-            self._binding.bind_output(name)
+            self._binding.bind_output(self._their(name))
         for path, i in self.past.items():
             shape = [d if isinstance(d, int) else env[d] for d in i.shape]
             state = self._zeros(shape, i.type)
-            self._binding.bind_ortvalue_input(PAST + path, state)
+            self._binding.bind_ortvalue_input(self._their(PAST + path), state)
             if self.layouts[path] in IN_PLACE:
-                self._binding.bind_ortvalue_output(PRESENT + path, state)
+                self._binding.bind_ortvalue_output(self._their(PRESENT + path), state)
+                self._kept[path] = self._arrays[-1]
             else:
                 self._moving[path] = (state, self._zeros(shape, i.type))
+
+    def _their(self, name: str) -> str:
+        """What the file calls it."""
+        return self._theirs.get(name, name)
 
     def _zeros(self, shape: list[int], type: str) -> ort.OrtValue:
         self._arrays.append(np.zeros(shape, _NUMPY[type]))
@@ -163,27 +178,45 @@ class Session:
         rest of a row being padding at its end (default: all). A row may have none, except as its first.
         Returns the outputs by name. Raises: ValueError where a chunk doesn't fit.
         """
-        feeds: dict[str, np.ndarray] = {
-            k: np.ascontiguousarray(v, _NUMPY[self.inputs[k].type]) for k, v in inputs.items()
-        }
-        time = next(iter(feeds.values())).shape[1]
-        valid = np.full(self.batch, time, np.int32) if count is None else np.asarray(count, np.int32)
-        self._check(time, valid)
-        if "count" in self.inputs:
-            feeds["count"] = valid
+        valid, feeds = self._feeds(inputs, count)
         b = self._binding
         for name, array in feeds.items():
             b.bind_cpu_input(name, array)
         for path, (now, after) in self._moving.items():
-            b.bind_ortvalue_input(PAST + path, now)
-            b.bind_ortvalue_output(PRESENT + path, after)
+            b.bind_ortvalue_input(self._their(PAST + path), now)
+            b.bind_ortvalue_output(self._their(PRESENT + path), after)
         for name in self.outputs:
-            b.bind_output(name)  # again each time: an output keeps the shape of the run before
+            b.bind_output(self._their(name))  # again each time: an output keeps the shape of the run before
         self.session.run_with_iobinding(b)
         self._moving = {path: (after, now) for path, (now, after) in self._moving.items()}
         self.length += valid
         results = b.get_outputs()  # in the order they were first bound
         return {name: x.numpy() for name, x in zip(self.outputs, results, strict=False)}
+
+    def _feeds(self, inputs: Mapping[str, Any], count: np.ndarray | None) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """(the valid entries of each row, what the file wants besides the states) for a step."""
+        feeds: dict[str, np.ndarray] = {}
+        for k, v in inputs.items():
+            feeds[k] = np.ascontiguousarray(v, _NUMPY[self.inputs[k].type])
+        time = next(iter(feeds.values())).shape[1]
+        valid = np.full(self.batch, time, np.int32) if count is None else np.asarray(count, np.int32)
+        self._check(time, valid)
+        if COUNT in self._own:
+            feeds[COUNT] = valid
+        elif self._own:
+            feeds[ATTENTION_MASK] = self._mask(time, valid)
+        return valid, {self._their(name): array for name, array in feeds.items()}
+
+    def feeds(self, inputs: Mapping[str, Any], count: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        """What the next `step` would give the model, states too, by the file's names: for `intermediates`."""
+        now = {p: moving[0] for p, moving in self._moving.items()}
+        states = {self._their(PAST + p): now[p].numpy() if p in now else self._kept[p] for p in self.past}
+        return {**self._feeds(inputs, count)[1], **{name: np.array(array) for name, array in states.items()}}
+
+    def _mask(self, time: int, count: np.ndarray) -> np.ndarray:
+        """int64[batch, past + time]: one for an entry of the stream, zero for padding."""
+        past = np.arange(int(self.length.max())) < self.length[:, None]
+        return np.concatenate([past, np.arange(time) < count[:, None]], axis=1).astype(np.int64)
 
     def _check(self, time: int, count: np.ndarray) -> None:
         if not self.batch:
@@ -197,7 +230,7 @@ class Session:
 
     def advance(self, tokens: np.ndarray, count: np.ndarray | None = None) -> np.ndarray:
         """`step` for a model with one input and one output: tokens [batch, time] -> logits."""
-        (name,) = [n for n in self.inputs if n != "count"]
+        (name,) = self.inputs
         return self.step({name: tokens}, count)[self.outputs[0]]
 
     def prefill(self, tokens: np.ndarray, count: np.ndarray | None = None, chunk: int = 512) -> np.ndarray:

@@ -15,6 +15,7 @@ import onnx_ir as ir
 from planform.compiler.ir import Graph
 
 from .contract import Fixture, write_contract
+from .genai import Generation, for_genai, write_config
 from .lowering import Parameters, lower
 from .session import MODEL
 
@@ -31,6 +32,7 @@ def export(
     max_positions: int = 8192,
     fixture: Fixture | None = None,
     companions: Mapping[str, bytes] = MappingProxyType({}),
+    genai: Generation | None = None,
 ) -> Path:
     """Writes `model.onnx`, `model.onnx.data`, `contract.json`, `README.txt` and what is given besides.
 
@@ -45,14 +47,19 @@ def export(
         max_positions: the longest stream that a step form is made for.
         fixture: inputs with expected outputs, for `verify_contract` and for anybody else.
         companions: files to put beside the model, by name: a tokenizer, what generation needs.
+        genai: makes it a folder that onnxruntime-genai loads too, with these ids in its configuration.
     Returns: the folder. Raises: CannotLower for a graph that has no ONNX form, OSError where the disk fails.
     """
     lowered = lower(graph, parameters, max_positions=max_positions, metadata=metadata)
+    if genai is not None:
+        lowered = for_genai(lowered)
     folder = Path(folder)
     with _beside(folder) as stage:
         ir.save(lowered.model, stage / MODEL, external_data=DATA, size_threshold_bytes=_INLINE)
         for name, content in companions.items():
             (stage / name).write_bytes(content)
+        if genai is not None:
+            write_config(stage, lowered, genai)
         write_contract(stage, lowered, metadata, fixture)
     return folder
 

@@ -15,6 +15,7 @@ EPILOG = "Example: planform export runs/small --to onnx --out runs/small/onnx"
 
 class Target(StrEnum):
     onnx = "onnx"
+    genai = "genai"
     huggingface = "huggingface"
 
 
@@ -24,7 +25,9 @@ def add(app: typer.Typer) -> None:
 
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a training run.")],
-    to: Annotated[Target, typer.Option("--to", help="The kind of artefact.")] = Target.onnx,
+    to: Annotated[
+        Target, typer.Option("--to", help="For onnxruntime; for it and onnxruntime-genai; or a checkpoint.")
+    ] = Target.onnx,
     folder: Annotated[
         Path | None, typer.Option("--out", metavar="FOLDER", help="Where to. [default: RUN/onnx, RUN/huggingface]")
     ] = None,
@@ -46,8 +49,9 @@ def export(
             out().print(f"[bold green]✓[/] {target}: a checkpoint in Hugging Face's layout")
         return
     found = export_run(
-        run, folder or run / to.value, graph=graph, positions=positions, step=step, overrides=tuple(overrides or ())
-    )
+        run, folder or run / to.value, graph=graph, positions=positions, step=step, overrides=tuple(overrides or ()),
+        genai=to is Target.genai,
+    )  # fmt: skip
     if as_json:
         print_json(found)
         return
