@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
 
 from ..errors import UserError
 from .files import read_file, read_mapping, write_file
+from .special import read_settings
 from .streams import ByteStream, TailStream, TextStream
 
 FILE = "tokenizer.json"
-SETTINGS = "tokenizer_config.json"
 
 
 class Tokenizer(Protocol):
     """name         what to call it in a message
     fingerprint  equal for tokenizers that encode everything alike
     vocab_size   1 + the largest id
-    bos, eos, pad  ids, or None where the vocabulary has none
+    bos, eos, pad  ids, or None where the vocabulary has none; bos also where texts are not to begin with it
+    specials     how special tokens are written, by role (`bos_token`), as chat templates name them
     """
 
     name: str
@@ -32,9 +34,13 @@ class Tokenizer(Protocol):
     bos: int | None
     eos: int | None
     pad: int | None
+    specials: Mapping[str, str]
 
     def encode(self, text: str | bytes) -> np.ndarray:
         """Ids, integer [tokens], without bos and eos. Bytes that are no UTF-8 never fail."""
+
+    def encode_marked(self, text: str) -> np.ndarray:
+        """The same, but special tokens that are written in the text (`<bos>`) are their ids."""
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text, special tokens left out; bytes that are no UTF-8 become U+FFFD."""
@@ -61,9 +67,13 @@ class ByteTokenizer:
     bos: int | None = None
     eos: int | None = None
     pad: int | None = None
+    specials: Mapping[str, str] = MappingProxyType({})
 
     def encode(self, text: str | bytes) -> np.ndarray:
         return np.frombuffer(text.encode() if isinstance(text, str) else text, np.uint8)
+
+    def encode_marked(self, text: str) -> np.ndarray:
+        return self.encode(text)
 
     def decode(self, ids: Iterable[int]) -> str:
         return bytes(int(i) for i in ids).decode(errors="replace")
@@ -81,8 +91,8 @@ class ByteTokenizer:
 class JsonTokenizer:
     """A tokenizer of Hugging Face's `tokenizers` library.
 
-    path      a `tokenizer.json`, or a folder with one; `tokenizer_config.json` beside it names bos, eos and
-              pad
+    path      a `tokenizer.json`, or a folder with one; `tokenizer_config.json` and `special_tokens_map.json` beside
+              it name bos, eos and pad
 
     Raises UserError for a file that is missing or isn't one.
     """
@@ -98,26 +108,28 @@ class JsonTokenizer:
             raise UserError(
                 f"{file} isn't a tokenizer: {error}", help="it should be a Hugging Face tokenizer.json"
             ) from error
-        settings = file.with_name(SETTINGS)
-        self._settings = read_mapping(settings) if settings.is_file() else {}
+        self._settings = read_settings(file.parent)
+        self.specials = self._settings.specials
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self.name = file.parent.name if file.name == FILE else file.stem
         self.fingerprint = hashlib.sha256(self._content).hexdigest()
         self.vocab_size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
-        self.bos = self._special("bos_token")
+        self.bos = self._special("bos_token") if self._settings.adds_bos else None
         self.eos = self._special("eos_token")
         self.pad = self._special("pad_token")
 
-    def _special(self, key: str) -> int | None:
-        token = self._settings.get(key)
-        text = token.get("content") if isinstance(token, dict) else token
-        return self._tokenizer.token_to_id(text) if isinstance(text, str) else None
+    def _special(self, role: str) -> int | None:
+        text = self.specials.get(role)
+        return None if text is None else self.token(text)
 
     def encode(self, text: str | bytes) -> np.ndarray:
         if isinstance(text, bytes):
             text = text.decode(errors="replace")
         return np.asarray(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int64)
+
+    def encode_marked(self, text: str) -> np.ndarray:
+        return self.encode(text)  # the library finds them in any text
 
     def decode(self, ids: Iterable[int]) -> str:
         text: str = self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
@@ -132,8 +144,7 @@ class JsonTokenizer:
 
     def save(self, folder: Path) -> None:
         write_file(folder / FILE, self._content)
-        if self._settings:
-            write_file(folder / SETTINGS, json.dumps(self._settings, indent=1).encode())
+        self._settings.save(folder)
 
 
 def load_tokenizer(spec: str | Path | None = None) -> Tokenizer:
