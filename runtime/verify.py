@@ -150,7 +150,7 @@ def verify(
         if form not in forms:
             continue
         plan = Plan.prompt(time, BATCH) if form == PROMPT else Plan.tokens(time, result.window, BATCH)
-        test = _Streaming(graph, step, weights, inputs, whole, plan, form, tolerance)
+        test = Streaming(graph, step, weights, inputs, whole, plan, form, tolerance)
         # The step form itself is held against the whole sequence first: backends are compared with it below.
         alone = test.compare(Reference(weights), step)
         if isinstance(alone, Divergence):
@@ -196,7 +196,7 @@ def _whole(
     tolerance: float,
 ) -> Agreement | Divergence:
     got = run.whole(mine, inputs)
-    errors = {k: _error(got.get(k), truth[k]) for k in graph.outputs}
+    errors = {k: output_error(got.get(k), truth[k]) for k in graph.outputs}
     worst = max(errors, key=lambda k: (not np.isfinite(errors[k]), errors[k]))
     if errors[worst] <= tolerance:
         return Agreement(run.name, form, errors[worst])
@@ -205,7 +205,7 @@ def _whole(
     return _divergence(run.name, form, graph, worst, next(differing, None), errors[worst], "")
 
 
-def _error(got: np.ndarray | None, want: np.ndarray) -> float:
+def output_error(got: np.ndarray | None, want: np.ndarray) -> float:
     return relative(got, want) if got is not None and got.shape == want.shape else float("inf")
 
 
@@ -254,7 +254,7 @@ class Plan:
         return Plan(((first, start), (first, more), *([(1, (1,) * batch)] * rest)))
 
 
-class _Streaming:
+class Streaming:
     """One form of streaming: the chunks of a plan against the reference's whole sequence."""
 
     def __init__(
@@ -289,19 +289,23 @@ class _Streaming:
             length += count
 
     def compare(self, run: Engine, mine: Graph) -> Agreement | Divergence:
+        largest = 0.0
+        for chunk, row, output, error in self.errors(run, mine):
+            if not error <= self.tolerance:
+                return self.locate(run, mine, chunk, row, output, error)
+            largest = max(largest, error)
+        return Agreement(run.name, self.form, largest)
+
+    def errors(self, run: Engine, mine: Graph) -> Iterator[tuple[int, int, str, float]]:
+        """(chunk, row, output, its largest relative error), for the worst row of each output of each chunk."""
         stream = run.stream(mine, self.batch, self.capacity)
         scale = {k: float(np.abs(v).max()) or 1.0 for k, v in self.whole.items()}
-        largest = 0.0
         for i, (length, count, given) in enumerate(self.chunks()):
             got = stream.step(given, count)
             for name, v in self.graph.outputs.items():
                 found = self.chunk_error(v.type, got.get(name), self.whole[name], length, count)
                 row = int(np.argmax(found))
-                error = float(found[row]) / scale[name]
-                if not error <= self.tolerance:
-                    return self.locate(run, mine, i, row, name, error)
-                largest = max(largest, error)
-        return Agreement(run.name, self.form, largest)
+                yield i, row, name, float(found[row]) / scale[name]
 
     def chunk_error(
         self, t: TensorType, got: np.ndarray | None, want: np.ndarray, length: np.ndarray, count: np.ndarray

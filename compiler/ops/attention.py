@@ -6,7 +6,8 @@ Masks are predicates over positions and documents. A window counts the keys a qu
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,6 +16,8 @@ from ..ir import Builder, Value
 from ..size import Size, divide, symbol
 from ..types import Dim, TensorType, TypeMismatch
 from .contract import At, Cost, Op, Reach, StateDecl, register
+from .elementwise import Neg
+from .shape import Rearrange
 
 HIDDEN = -1e30  # a score no softmax notices; finite, so that a row without keys stays finite
 
@@ -55,6 +58,22 @@ class Rope(Op):
     def reads(self) -> tuple[str, ...]:
         return ("position",)
 
+    def mistakes(self, *inputs: TensorType) -> Mapping[str, Op | Callable[..., Value]]:
+        """Turned the other way (the sign on the wrong half); pairs of neighbours instead of halves; another base."""
+        half, rest = self.half(inputs[0]), inputs[0].rank - 1
+        lead = " ".join(f"a{i}" for i in range(rest))
+        found: dict[str, Op | Callable[..., Value]] = {
+            "wrong half rotated": lambda b, x, position: b.emit(self, x, b.emit(Neg(), position)),
+            "another base": replace(self, base=self.base * 1.01),
+        }
+        if 2 * half == inputs[0].sizes[-1] and half > 1:
+            apart = Rearrange(f"{lead} (pair two) -> {lead} (two pair)", (Dim("two", 2),))
+            together = Rearrange(f"{lead} (two pair) -> {lead} (pair two)", (Dim("two", 2),))
+            found["pairs of neighbours"] = lambda b, x, position: _named(
+                b, b.emit(together, b.emit(self, b.emit(apart, x), position)), x.type
+            )
+        return found
+
     def infer(self, *inputs: TensorType) -> TensorType:
         self.half(inputs[0])
         return inputs[0]
@@ -79,6 +98,13 @@ class Rope(Op):
         p = TensorType("i32", x.dims[:2])
         op = cls(float(rng.choice([100.0, 10000.0])), float(rng.choice([0.25, 0.5, 1.0])))
         return op, [(x, floats(rng, x)), (p, documents(rng, 2, time)[0])]
+
+
+def _named(b: Builder, x: Value, type: TensorType) -> Value:
+    """x with the names of a type's dims, which merging has taken from it."""
+    names = " ".join(d.name or f"a{i}" for i, d in enumerate(type.dims))
+    y: Value = b.emit(Rearrange(f"{names} -> {names}", tuple(d for d in type.dims if d.name)), x)
+    return y
 
 
 @dataclass(frozen=True)
@@ -181,6 +207,30 @@ class Attend(_Attention):
         else:
             visible = self.seen(np.arange(q.shape[-3]), np.arange(k.shape[-3]))
         return self.scores(q, k, v, visible)
+
+    def mistakes(self, *inputs: TensorType) -> Mapping[str, Op | Callable[..., Value]]:
+        """Of the mask, the cap and the scale; query heads dealt out to the key heads in turn."""
+        found: dict[str, Op | Callable[..., Value]] = {"scale off": replace(self, scale=self.scale * 1.01)}
+        if self.window:
+            found["window dropped"] = replace(self, window=None)
+            found["window one longer"] = replace(self, window=self.window + 1)
+        if self.window and self.window > 1:
+            found["window one shorter"] = replace(self, window=self.window - 1)
+        if self.softcap:
+            found["no cap"] = replace(self, softcap=None)
+        if self.causal:
+            found["looks ahead"] = replace(self, causal=False)
+        query = inputs[0]
+        each = self.groups(*inputs[:3])
+        if 1 < each < int(query.sizes[-2]):  # type: ignore[arg-type]
+            lead = " ".join(f"a{i}" for i in range(query.rank - 2))
+            one = (Dim("each", each),)
+            dealt = Rearrange(f"{lead} (shared each) d -> {lead} (each shared) d", one)
+            back = Rearrange(f"{lead} (each shared) d -> {lead} (shared each) d", one)
+            found["heads dealt in turn"] = lambda b, q, *rest: _named(
+                b, b.emit(back, b.emit(self, b.emit(dealt, q), *rest)), self.result(q.type, rest[1].type)
+            )
+        return found
 
     def streaming(self, *inputs: TensorType) -> tuple[Op, tuple[StateDecl, ...]] | None:
         if len(inputs) == 3:  # not along the stream
@@ -320,6 +370,9 @@ class AttendLocal(Attend):
 
     def streaming(self, *inputs: TensorType) -> tuple[Op, tuple[StateDecl, ...]] | None:
         return self.plain().streaming(*inputs)
+
+    def mistakes(self, *inputs: TensorType) -> Mapping[str, Op | Callable[..., Value]]:
+        return self.plain().mistakes(*inputs)
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> tuple[Op, list[Any]]:

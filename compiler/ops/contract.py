@@ -6,7 +6,7 @@ A node of the IR holds an instance; its dataclass fields are the op's attributes
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from importlib.metadata import entry_points
 from typing import Any, ClassVar, TypeVar
@@ -79,6 +79,7 @@ class Op:
     reach       dependence along the sequence axis (pointwise if not given)
     streaming   its counterpart with state, and what state that is
     cost        FLOPs and traffic (elementwise if not given)
+    mistakes    wrong versions of a use, those that ports of the op have been seen to be
     draw        a random legal use, for the registry's property tests
     """
 
@@ -123,6 +124,12 @@ class Op:
         for t in (*inputs, *outs):
             total = total + t.elements
         return Cost(sum((t.elements for t in outs), 0), total)
+
+    def mistakes(self, *inputs: TensorType) -> Mapping[str, Op | Callable[..., Value]]:
+        """What ports get wrong, by name: another op for the same inputs, or a function of a builder and the
+        inputs. `verify --mutate` puts each into a model and must notice it. What follows from any graph (the
+        op left out, layers in the wrong order) is in mistakes.py."""
+        return {}
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> tuple[Op, list[Any]]:

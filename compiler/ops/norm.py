@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -68,6 +68,9 @@ class RmsNorm(_SameShape):
 
     def cost(self, *inputs: TensorType) -> Cost:
         return Cost(4 * inputs[0].elements, 2 * inputs[0].elements)
+
+    def mistakes(self, *inputs: TensorType) -> Mapping[str, Op | Callable[..., Value]]:
+        return {"offset forgotten": replace(self, offset=0.0)} if self.offset else {}
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> tuple[Op, list[Any]]:
@@ -244,6 +247,9 @@ class GeluTanh(_SameShape):
         gate = b.emit(Add(), b.emit(Tanh(), inner), number(b, 1.0))
         return b.emit(Mul(), b.emit(Mul(), x, number(b, 0.5)), gate)
 
+    def mistakes(self, *inputs: TensorType) -> Mapping[str, Op | Callable[..., Value]]:
+        return {"the exact form": Gelu()}
+
     def cost(self, *inputs: TensorType) -> Cost:
         return Cost(9 * inputs[0].elements, 2 * inputs[0].elements)
 
@@ -264,6 +270,9 @@ class Gelu(_SameShape):
         x = values[0]
         gate = b.emit(Add(), b.emit(Erf(), b.emit(Mul(), x, number(b, math.sqrt(0.5)))), number(b, 1.0))
         return b.emit(Mul(), b.emit(Mul(), x, number(b, 0.5)), gate)
+
+    def mistakes(self, *inputs: TensorType) -> Mapping[str, Op | Callable[..., Value]]:
+        return {"the approximate form": GeluTanh()}
 
 
 @register

@@ -33,6 +33,9 @@ def verify(
     backends: Annotated[list[str] | None, typer.Option("--backend", help="Only these. [default: xla and onnx]")] = None,
     tolerance: Annotated[float, typer.Option("--tolerance", help="Of max |a - b| / max |b|.")] = 2e-5,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of inputs and random weights.")] = 0,
+    break_it: Annotated[
+        bool, typer.Option("--mutate", help="Break the graph, one fact at a time: is each mistake noticed?")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run a graph by the float64 reference, XLA and ONNX, in every form; name the first value that differs.
@@ -62,6 +65,8 @@ def verify(
     spec = spec_of_run(target) if trained else load_spec(target, size, overrides)
     found_graph = elaborate(spec, graph)
     small_enough(found_graph)
+    if break_it:
+        raise typer.Exit(int(not _mutations(found_graph, label(spec), backends, seed, tolerance, as_json)))
     weights = parameters_of_run(target) if trained else None
     folder = artefact(onnx) if onnx else None
     usable = onnx if trained and folder and not folder["problems"] and folder["form"] == "step" else None
@@ -91,6 +96,35 @@ def verify(
         raise typer.Exit(int(failed))
     _conclude(report, spec, folder, onnx, usable is not None)
     raise typer.Exit(int(failed))
+
+
+def _mutations(graph: Any, title: str, backends: list[str] | None, seed: int, tolerance: float, as_json: bool) -> bool:
+    """Whether every wrong version of the graph is told from the right one."""
+    from ..errors import UserError
+    from ..mutate import Trial, mutate
+    from .console import out, print_json
+
+    def show(trial: Trial) -> None:
+        mark = "[bold green]✓[/]" if trial.caught else "[bold red]✗[/]"
+        how = "refused" if trial.refused else f"{trial.error:.0e}"
+        out().print(f"  {mark} {trial.backend:<5} {how:<8} {trial.mistake:<36} [dim]{trial.path}[/]", soft_wrap=True)
+
+    if not as_json:
+        out().print(f"[bold]{title}[/]: wrong versions of one graph, random weights")
+    try:
+        trials = mutate(graph, backends=backends or ("xla", "onnx"), seed=seed, tolerance=tolerance,
+                        report=show if not as_json else lambda _: None)  # fmt: skip
+    except ValueError as error:
+        raise UserError(str(error), help="planform verify shows where") from error
+    caught = sum(t.caught for t in trials)
+    good = caught == len(trials) > 0
+    if as_json:
+        print_json({"spec": title, "ok": good, "caught": caught, "of": len(trials),
+                    "trials": [{**vars(t), "error": _finite(t.error)} for t in trials]})  # fmt: skip
+    else:
+        mark = "[bold green]✓ all" if good else f"[bold red]✗ {caught} of"
+        out().print(f"{mark} {len(trials)} caught[/] [dim](more than {tolerance:g} off, or refused)[/]")
+    return good
 
 
 def losses(spec: Spec) -> list[Any]:
