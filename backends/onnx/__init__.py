@@ -4,6 +4,7 @@ from .contract import Fixture, Verdict, difference, reference_fixture, verify_co
 from .emitter import CannotLower
 from .genai import Generation
 from .lowering import Lowered, lower
+from .quantization import Quantization, Scheme
 from .rules import EXCLUDED, RULES, rule
 from .session import Session, intermediates, load, run
 from .writing import export
@@ -15,6 +16,8 @@ __all__ = [
     "Fixture",
     "Generation",
     "Lowered",
+    "Quantization",
+    "Scheme",
     "Session",
     "Verdict",
     "difference",

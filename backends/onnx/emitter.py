@@ -18,6 +18,9 @@ from planform.compiler.ops.contract import Op
 from planform.compiler.size import Size, Symbol
 from planform.compiler.types import TensorType
 
+from .quantization.products import Product
+from .quantization.scheme import PLAIN, Quantization
+
 MICROSOFT = "com.microsoft"
 
 # The CPU runtime computes in float32 whatever float the graph asks for: it has hardly any 16-bit kernels.
@@ -52,6 +55,7 @@ class StateLayout:
 
     layout: `plain` (as the IR has it), `linear` (a cache with position p in row p), `window` (a cache with the
     newest positions from row 0 on, see GroupQueryAttention's sliding_window_cache).
+    dtype: of the entries in the file, where it isn't the state's own.
     """
 
     path: str
@@ -59,6 +63,7 @@ class StateLayout:
     present: ir.Value | None = None
     layout: str = "plain"
     type: TensorType | None = None
+    dtype: ir.DataType | None = None
 
 
 def shape_of(type: TensorType) -> ir.Shape:
@@ -74,9 +79,11 @@ def is_weight(value: ir.Value) -> bool:
 @dataclass
 class Emitter:
     """`path` names what is emitted; `max_positions` is the longest stream, and how many positions tables of
-    angles cover; `below` says of integer inputs what they must be below, as rows of a table."""
+    angles cover; `below` says of integer inputs what they must be below, as rows of a table; `products` are the uses
+    of weight matrices, and `quantization` says how those are stored."""
 
     max_positions: int = 8192
+    quantization: Quantization = PLAIN
     path: str = ""
     place: str | None = None
     nodes: list[ir.Node] = field(default_factory=list)
@@ -85,6 +92,8 @@ class Emitter:
     states: list[StateLayout] = field(default_factory=list)
     below: dict[str, int] = field(default_factory=dict)
     sizes: dict[str, tuple[ir.Value, int]] = field(default_factory=dict)  # symbol -> (input, axis)
+    products: list[Product] = field(default_factory=list)
+    last_rounded: tuple[Any, Any] | None = None  # (which, the rounded matrix)
     _merged: dict[tuple[ir.Value, int], ir.Value] = field(default_factory=dict)
     _flat: dict[ir.Value, ir.Value] = field(default_factory=dict)
     _shared: dict[Any, Any] = field(default_factory=dict)

@@ -22,6 +22,7 @@ from planform.compiler.parameters import layers, logical, stack_shape
 from planform.compiler.types import TensorType
 
 from .emitter import MICROSOFT, ONNX_DTYPES, CannotLower, Emitter, Made, StateLayout, is_weight, shape_of
+from .quantization import PLAIN, Product, Quantization
 from .rules import EXCLUDED, RULES
 
 OPSET = 24  # newest whose Attention has a kernel; also read by the runtime's browser build
@@ -42,6 +43,8 @@ class Lowered:
             name has the value's entries in their order, but dims may be merged.
     states  how streaming states are kept
     below   what the entries of integer inputs must be below (they look up rows of a table), by name
+    products  every product with a weight matrix
+    quantization  how those are stored
     """
 
     model: ir.Model
@@ -49,6 +52,8 @@ class Lowered:
     states: list[StateLayout]
     below: dict[str, int]
     max_positions: int
+    products: list[Product] = field(default_factory=list)
+    quantization: Quantization = PLAIN
 
 
 @dataclass
@@ -192,6 +197,7 @@ def lower(
     *,
     max_positions: int = 8192,
     metadata: Mapping[str, str] = MappingProxyType({}),
+    quantization: Quantization = PLAIN,
 ) -> Lowered:
     """The ONNX model of a graph, in the form that the graph has: a whole sequence, or a step with states.
 
@@ -200,9 +206,10 @@ def lower(
         parameters: gives each logical parameter when its numbers are written; not called before.
         max_positions: the longest stream that a step form is made for.
         metadata: written into the model's own metadata.
+        quantization: how matrices and caches are stored; float32 without one.
     Raises: CannotLower where an op has no ONNX form.
     """
-    run = _Lowering(parameters, Emitter(max_positions=max_positions))
+    run = _Lowering(parameters, Emitter(max_positions=max_positions, quantization=quantization))
     m = run.m
     # A graph's own outputs and inputs come first to their names.
     for name in graph.outputs:
@@ -225,7 +232,7 @@ def lower(
     for s in m.states:
         for kept in (s.past, s.present):
             if kept is not None and s.type is not None:
-                kept.type, kept.shape = ir.TensorType(ONNX_DTYPES[s.type.dtype]), shape_of(s.type)
+                kept.type, kept.shape = ir.TensorType(s.dtype or ONNX_DTYPES[s.type.dtype]), shape_of(s.type)
 
     nodes = live(m.nodes, results)
     used = {v for n in nodes for v in n.inputs if v is not None} | set(results)
@@ -248,7 +255,11 @@ def lower(
     # A cache in the kernel's layout has other entries than the reference's ring.
     computed = {x for n in nodes for x in n.outputs} - {s.present for s in m.states if s.layout != "plain"}
     names = {key: str(x.name) for key, x in run.values.items() if x in computed}
-    return Lowered(model, names, m.states, m.below, max_positions)
+    return Lowered(model, names, m.states, m.below, max_positions, _used_products(m, used), quantization)
+
+
+def _used_products(m: Emitter, used: set[ir.Value]) -> list[Product]:
+    return [p for p in m.products if p.x in used]
 
 
 def flatten(x: Any) -> list[ir.Value]:

@@ -213,6 +213,10 @@ class Session:
         states = {self._their(PAST + p): now[p].numpy() if p in now else self._kept[p] for p in self.past}
         return {**self._feeds(inputs, count)[1], **{name: np.array(array) for name, array in states.items()}}
 
+    def caches(self) -> dict[str, np.ndarray]:
+        """What the caches hold now, [batch, heads, entries, width] by path: the memory itself."""
+        return {path: array for path, array in self._kept.items() if array.ndim == 4}
+
     def _mask(self, time: int, count: np.ndarray) -> np.ndarray:
         """int64[batch, past + time]: one for an entry of the stream, zero for padding."""
         past = np.arange(int(self.length.max())) < self.length[:, None]

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 
+import onnx
 import onnx_ir as ir
 
 from planform.compiler.ir import Graph
@@ -17,9 +18,10 @@ from planform.compiler.ir import Graph
 from .contract import Fixture, write_contract
 from .genai import Generation, for_genai, write_config
 from .lowering import Parameters, lower
+from .quantization import PLAIN, Quantization
+from .quantization.products import SAME_BYTES
 from .session import MODEL
 
-DATA = MODEL + ".data"
 _INLINE = 256  # bytes up to which a tensor stays in the model file itself
 
 
@@ -33,6 +35,7 @@ def export(
     fixture: Fixture | None = None,
     companions: Mapping[str, bytes] = MappingProxyType({}),
     genai: Generation | None = None,
+    quantization: Quantization = PLAIN,
 ) -> Path:
     """Writes `model.onnx`, `model.onnx.data`, `contract.json`, `README.txt` and what is given besides.
 
@@ -48,20 +51,45 @@ def export(
         fixture: inputs with expected outputs, for `verify_contract` and for anybody else.
         companions: files to put beside the model, by name: a tokenizer, what generation needs.
         genai: makes it a folder that onnxruntime-genai loads too, with these ids in its configuration.
+        quantization: how matrices and caches are stored; float32 without one.
     Returns: the folder. Raises: CannotLower for a graph that has no ONNX form, OSError where the disk fails.
     """
-    lowered = lower(graph, parameters, max_positions=max_positions, metadata=metadata)
+    lowered = lower(graph, parameters, max_positions=max_positions, metadata=metadata, quantization=quantization)
     if genai is not None:
         lowered = for_genai(lowered)
     folder = Path(folder)
     with _beside(folder) as stage:
-        ir.save(lowered.model, stage / MODEL, external_data=DATA, size_threshold_bytes=_INLINE)
+        save(lowered.model, stage / MODEL)
         for name, content in companions.items():
             (stage / name).write_bytes(content)
         if genai is not None:
             write_config(stage, lowered, genai)
         write_contract(stage, lowered, metadata, fixture)
     return folder
+
+
+def save(model: ir.Model, path: Path) -> None:
+    """Writes a model and, beside it, its weights. What two initializers share is in the file once."""
+    graph = model.graph
+    shared = {str(v.name): str(v.meta[SAME_BYTES]) for v in graph.initializers.values() if SAME_BYTES in v.meta}
+    shared = {name: of for name, of in shared.items() if of in graph.initializers}
+    held = {name: graph.initializers.pop(name) for name in shared}
+    try:
+        ir.save(model, path, external_data=path.name + ".data", size_threshold_bytes=_INLINE)
+    finally:
+        for value in held.values():
+            graph.initializers.add(value)
+    if shared:
+        proto = onnx.load(str(path), load_external_data=False)
+        written = {t.name: t for t in proto.graph.initializer}
+        for name, of in sorted(shared.items()):
+            again = proto.graph.initializer.add()
+            again.CopyFrom(written[of])
+            again.name = name
+            shape = held[name].shape
+            assert shape is not None
+            again.dims[:] = shape.numpy()
+        path.write_bytes(proto.SerializeToString(deterministic=True))
 
 
 @contextmanager

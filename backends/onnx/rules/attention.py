@@ -136,6 +136,12 @@ def _group_query(m: Emitter, node: Node, states: list[StateLayout], *inputs: ir.
     window = op.window if op.window and op.window < m.max_positions else None
     for state in states:
         _lay_out(state, window)
+    scales = [_cache_scale(m, s) for s in (_of(states, key_cache), _of(states, value_cache))]
+    eight = all(s is not None for s in scales)
+    if eight:
+        for state in states:
+            state.dtype = ir.DataType.INT8
+    by = {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL", "kv_cache_bit_width": 8} if eight else {}
 
     def lengths() -> tuple[ir.Value, ir.Value]:
         """(index of each row's last key, a bound of the longest row), as the kernel wants them."""
@@ -156,16 +162,27 @@ def _group_query(m: Emitter, node: Node, states: list[StateLayout], *inputs: ir.
     y, present_key, present_value = m.microsoft(
         "GroupQueryAttention",
         *three,
-        key_cache, value_cache, last, total, cos, sin, *[None] * 7, count,
+        key_cache, value_cache, last, total, cos, sin, None, None, None, *(scales if eight else (None, None)),
+        None, None, count,
         outputs=3, num_heads=qt.sizes[2], kv_num_heads=kt.sizes[2], scale=op.scale, softcap=op.softcap or 0.0,
         do_rotary=int(rotation is not None), local_window_size=window or -1,
-        sliding_window_cache=int(window is not None),
+        sliding_window_cache=int(window is not None), **by,
     )  # fmt: skip
     # The kernel leaves rows of padding as it found the memory: not a number, perhaps, which a later op that
     # masks by multiplying would spread to real rows.
     valid = m.shared(("valid", count.name, str(qt.sizes[1])), lambda: _valid(m, count, qt.sizes[1]))
     y = m.op("Where", valid, y, m.constant(0.0))
     return m.split(y, node.output.type, 2), present_key, present_value
+
+
+def _of(states: list[StateLayout], past: ir.Value) -> StateLayout:
+    return next(s for s in states if s.past is past)
+
+
+def _cache_scale(m: Emitter, state: StateLayout) -> ir.Value | None:
+    """The scales of an 8 bit cache, one a channel of a head; None where it is kept as it is."""
+    scale = m.quantization.cache.get(state.path)
+    return None if scale is None else m.constant(np.reshape(scale, (1, scale.shape[0], 1, scale.shape[1])))
 
 
 def _valid(m: Emitter, count: ir.Value, time: Size) -> ir.Value:

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from planform.compiler.types import TensorType
 
 from ..emitter import is_weight
+from ..quantization import lookup, product
 from .registry import Emitter, Node, rule
 
 
@@ -44,7 +45,7 @@ def rows(m: Emitter, op: Any, x: ir.Value, t: TensorType) -> ir.Value:
 def linear(m: Emitter, node: Node, x: ir.Value, w: ir.Value, bias: ir.Value | None = None) -> ir.Value:
     op: Any = node.op
     summed = 1 if op.over is None else len(op.over)
-    y = m.op("MatMul", rows(m, op, x, node.inputs[0].type), matrix(m, w, node.inputs[1].type, summed))
+    y = product(m, rows(m, op, x, node.inputs[0].type), matrix(m, w, node.inputs[1].type, summed))
     if bias is not None:
         y = m.op("Add", y, vector(m, bias, node.inputs[2].type))
     return m.split(y, node.output.type, len(op.out))
@@ -56,7 +57,7 @@ def linear_packed(m: Emitter, node: Node, x: ir.Value, *weights: ir.Value) -> tu
     n, summed = len(op.outs), 1 if op.over is None else len(op.over)
     types = [v.type for v in node.inputs[1:]]
     matrices = [matrix(m, w, t, summed) for w, t in zip(weights[:n], types)]
-    y = m.op("MatMul", rows(m, op, x, node.inputs[0].type), side_by_side(m, matrices, 1))
+    y = product(m, rows(m, op, x, node.inputs[0].type), side_by_side(m, matrices, 1))
     if op.bias:
         y = m.op("Add", y, side_by_side(m, [vector(m, b, t) for b, t in zip(weights[n:], types[n:])], 0))
     widths = [prod(d.size for d in out) for out in op.outs]
@@ -78,14 +79,12 @@ def side_by_side(m: Emitter, weights: list[ir.Value], axis: int) -> ir.Value:
 def embed(m: Emitter, node: Node, x: ir.Value, table: ir.Value) -> ir.Value:
     if x.producer() is None:  # an input of the model
         m.below[str(x.name)] = int(node.inputs[1].type.sizes[0])  # type: ignore[arg-type]
-    return m.op("Gather", table, x)
+    return lookup(m, table, x)
 
 
 @rule("unembed")
 def unembed(m: Emitter, node: Node, x: ir.Value, table: ir.Value) -> ir.Value:
-    # The product with the transposed table reads the table as it lies, so that one copy in the file
-    # serves the embedding too; it is as fast as a plain MatMul (see README.md).
-    return m.microsoft("FusedMatMul", x, table, transB=1)
+    return product(m, x, table, transposed=True)
 
 
 @rule("contract")
