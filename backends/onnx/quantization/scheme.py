@@ -12,7 +12,9 @@ from .rounding import INT4, INT7, INT8, Levels, Rounded, rounded
 
 KINDS: Mapping[str, Levels] = MappingProxyType({"int4": INT4, "w8": INT8, "int8": INT7})
 """Kinds of weights: `int4` and `w8` have 4 or 8 bits and a scale a block, and meet activations that the kernel rounds
-"""Kinds of weights. `int4` and `w8` have 4 or 8 bits and a scale a block, and meet activations that the kernel rounds
+"""Kinds of weights. `int4` and `w8` have 4 or 8 bits and a scale a block; the kernel rounds what they are multiplied
+by to 8 bits, block by block. `int8` has 8 bits and a scale a column; what it is multiplied by is rounded with one scale
+for all of it."""
 
 LEAST = 1 << 10
 """Entries below which a matrix stays float32: it would cost more to look up than to read."""
