@@ -11,7 +11,6 @@ import numpy as np
 from .rounding import INT4, INT7, INT8, Levels, Rounded, rounded
 
 KINDS: Mapping[str, Levels] = MappingProxyType({"int4": INT4, "w8": INT8, "int8": INT7})
-"""Kinds of weights: `int4` and `w8` have 4 or 8 bits and a scale a block, and meet activations that the kernel rounds
 """Kinds of weights. `int4` and `w8` have 4 or 8 bits and a scale a block; the kernel rounds what they are multiplied
 by to 8 bits, block by block. `int8` has 8 bits and a scale a column; what it is multiplied by is rounded with one scale
 for all of it."""
