@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 EPILOG = "Example: planform show gemma2@2b"
 
 CONTEXT = 4096
-"""Entries of the sequence that FLOPs and state are given for."""
 
 
 def add(app: typer.Typer) -> None:
@@ -26,7 +25,14 @@ def add(app: typer.Typer) -> None:
 
 
 def show(
-    spec: SpecName, size: Size = None, overrides: Set = None, graph: GraphName = None, as_json: AsJson = False
+    spec: SpecName,
+    size: Size = None,
+    overrides: Set = None,
+    graph: GraphName = None,
+    context: Annotated[
+        int, typer.Option("--context", min=1, help="Entries of the sequence that FLOPs and state are given for.")
+    ] = CONTEXT,
+    as_json: AsJson = False,
 ) -> None:
     """Show a model's blocks with shapes, parameters, FLOPs and state. Nothing is allocated."""
     from planform.compiler.elaborate import elaborate
@@ -37,15 +43,15 @@ def show(
     names = [graph] if graph else list(loaded.graphs) or [None]  # type: ignore[list-item]
     graphs = [elaborate(loaded, name) for name in names]
     if as_json:
-        found = [facts(g) for g in graphs]
+        found = [facts(g, context) for g in graphs]
         first = {"spec": label(loaded), **found[0]}
         print_json(first if len(found) == 1 else {"spec": label(loaded), "graphs": {f["graph"]: f for f in found}})
         return
     for g in graphs:
-        _print(g, label(loaded))
+        _print(g, label(loaded), context)
 
 
-def facts(graph: Graph) -> dict[str, Any]:
+def facts(graph: Graph, context: int = CONTEXT) -> dict[str, Any]:
     """What there is to know about a graph, for tools: counts are exact."""
     from planform.compiler.analyses.cost import count_parameters
     from planform.compiler.ir import Input
@@ -62,28 +68,30 @@ def facts(graph: Graph) -> dict[str, Any]:
             "embedding": counted.embedding,
             "outside_embedding": counted.outside_embedding,
         },
-        **costs(graph),
+        **costs(graph, context),
         "blocks": _json(outline(graph)),
     }
 
 
-def costs(graph: Graph) -> dict[str, Any]:
+def costs(graph: Graph, context: int = CONTEXT) -> dict[str, Any]:
     """FLOPs of one entry of a sequence of `context`, forward only, and the bytes of streaming state of one stream."""
     from planform.compiler.analyses.cost import flops_per_token, state_size
     from planform.compiler.passes.stateful import stateful
     from planform.compiler.size import evaluate, symbols
     from planform.spec import SpecError
 
-    found: dict[str, Any] = {"context": CONTEXT, "flops_per_token": None, "state_bytes": None}
+    found: dict[str, Any] = {"context": context, "flops_per_token": None, "state_bytes": None}
     if (flops := flops_per_token(graph)) is not None:
-        env = {name: CONTEXT if name == graph.stream else 1 for name in symbols(flops.flops)}
+        env = {name: context if name == graph.stream else 1 for name in symbols(flops.flops)}
         found["flops_per_token"] = evaluate(flops.flops, env)
     try:
-        state = state_size(stateful(graph))
+        step = stateful(graph)
     except SpecError:
         return found  # not causal: it has no step form
-    at = state.at(CONTEXT)
+    state = state_size(step)
+    at = state.at(context)
     found["state_bytes"] = {"per_token": state.per_token, "fixed": state.fixed, "at_context": at}
+    found["states"] = {s.path: str(s.type) for s in step.states}
     return found
 
 
@@ -99,7 +107,7 @@ def _json(block: Block) -> dict[str, Any]:
     }
 
 
-def _print(graph: Graph, title: str) -> None:
+def _print(graph: Graph, title: str, context: int) -> None:
     from rich.table import Table
     from rich.text import Text
 
@@ -149,25 +157,25 @@ def _print(graph: Graph, title: str) -> None:
     row(root, "", True, "root")
     visit(root, "")
     console.print(table)
-    _print_costs(console, graph)
+    _print_costs(console, graph, context)
 
 
-def _print_costs(console: Console, graph: Graph) -> None:
+def _print_costs(console: Console, graph: Graph, context: int) -> None:
     from planform.compiler.analyses.cost import count_parameters
 
     from .console import count, size
 
-    n, found = count_parameters(graph), costs(graph)
+    n, found = count_parameters(graph), costs(graph, context)
     console.print(f"\nparameters         [bold]{n.total:,}[/]  {count(n.total)}")
     if n.embedding:
         console.print(f"  embedding        {n.embedding:,}")
         console.print(f"  outside of it    [bold]{n.outside_embedding:,}[/]  {count(n.outside_embedding)}")
     if found["flops_per_token"] is not None:
-        console.print(f"FLOPs per token    {count(found['flops_per_token'])} in a sequence of {CONTEXT:,}, forward")
+        console.print(f"FLOPs per token    {count(found['flops_per_token'])} in a sequence of {context:,}, forward")
     if state := found["state_bytes"]:
         ring = f" and {size(state['fixed'])} once" if state["fixed"] else ""
         console.print(
             f"state of a stream  {size(state['per_token'])} per token{ring}, "
-            f"{size(state['at_context'])} after {CONTEXT:,} tokens"
+            f"{size(state['at_context'])} after {context:,} tokens"
         )
     console.print()
