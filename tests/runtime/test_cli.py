@@ -204,16 +204,27 @@ def test_verify_of_a_spec_prints_a_line_a_form() -> None:
 
 def test_verify_shows_the_place(monkeypatch: pytest.MonkeyPatch) -> None:
     """A divergence is shown like an error in the spec, at the line of the first value that differs."""
-    from tests.runtime.mutations import attributes
+    from tests.runtime.mutations import mutations
 
     from planform.runtime import verify
 
-    right, edit = verify.verify, attributes("attend", "lm", window=None)
-    monkeypatch.setattr(verify, "verify", lambda g, w, **k: right(g, w, **{**k, "edits": {"onnx": edit}}))
+    def wrong(graph: Any, weights: Any, **options: Any) -> Any:
+        return right(graph, weights, **{**options, "edits": {"onnx": mutations(graph)["window dropped"].edit}})
+
+    right = verify.verify
+    monkeypatch.setattr(verify, "verify", wrong)
     found = run("verify", "gemma2@small", *SETS, "--backend", "onnx")
     assert found.exit_code == 1
     assert "onnx differs from the reference" in found.stdout and "--> models/gemma2.yaml:18:25" in found.stdout
     assert "first at `lm.layer[0].attend.attention.attend`" in found.stdout.replace("\n", " ")
+
+
+def test_verify_mutate_tells_how_many_were_caught() -> None:
+    found = run("verify", "gemma2@small", *SETS, "--backend", "onnx", "--mutate")
+    assert found.exit_code == 0 and "✓ all" in found.stdout and "window one longer" in found.stdout
+    missed = run("verify", "gemma2@small", *SETS, "--backend", "onnx", "--mutate", "--tolerance", "0.5", "--json")
+    told = json.loads(missed.stdout)
+    assert missed.exit_code == 1 and not told["ok"] and 0 < told["caught"] < told["of"] == len(told["trials"])
 
 
 def test_verify_refuses_what_is_too_large() -> None:
