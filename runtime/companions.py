@@ -8,7 +8,6 @@ from typing import Any
 
 from .data.files import read_file, read_mapping
 from .data.tokenizers import load_tokenizer
-from .run import read_run
 
 COMPANIONS = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json",
@@ -27,6 +26,8 @@ def companions(run: str | Path) -> dict[str, bytes]:
     A checkpoint that says only in its config.json by which ids a text ends gets a generation_config.json of them.
     Raises: UserError.
     """
+    from .run import read_run  # here, since an exported folder has no use for what reads checkpoints
+
     folder = Path(run) / FOLDER
     found = {name: read_file(folder / name) for name in COMPANIONS if (folder / name).is_file()}
     config = read_run(run).get("imported", {}).get("config", {})

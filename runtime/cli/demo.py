@@ -139,14 +139,15 @@ def _verify(console: Console, folder: Path) -> Figures:
 
 
 def _generate(console: Console, folder: Path) -> str:
-    from ..generate import generate, open_decoder, prompt_tokens
+    from ..generation.model import open_model
+    from ..generation.sampling import Sampling
+    from ..generation.writing import write
 
     command = f"generate {folder}/onnx --prompt '{PROMPT}'"
     _title(console, "6  generate", command)
-    decoder, tokenizer, _ = open_decoder(folder / "onnx")
-    ids = prompt_tokens(PROMPT, tokenizer)
-    found = list(generate(decoder, ids, 240, temperature=0.5, seed=0, stop=tokenizer.eos))
-    text = PROMPT + tokenizer.decode(found)
+    model = open_model(folder / "onnx")
+    pieces = write(model, [model.prompt(PROMPT)], 240, Sampling(temperature=0.5, seed=0))
+    text = PROMPT + "".join(piece.text for piece in pieces)
     for line in text.split("\n"):
         console.print("   " + line, markup=False, highlight=False, soft_wrap=True)
     return text

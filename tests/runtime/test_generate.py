@@ -1,8 +1,9 @@
-"""generate: every engine writes what the whole sequence says."""
+"""generate: every engine writes what the whole sequence says, alone and in a batch."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,77 +13,153 @@ from planform.backends import reference
 from planform.runtime.data import ByteTokenizer
 from planform.runtime.errors import UserError
 from planform.runtime.exporting import export_run
-from planform.runtime.generate import generate, open_decoder, prompt_tokens, sample
+from planform.runtime.generation.model import Model, open_decoder, open_model
+from planform.runtime.generation.sampling import Sampling
+from planform.runtime.generation.writing import EOS, STOP, TOKENS, Rows, write
 from planform.runtime.run import parameters_of_run
 
-PROMPT = "a prompt that is longer than the window"
+PROMPTS = ["a prompt that is longer than the window", "b", "0123456789" * 27 + "!", "twelve bytes"]
+"""Of several lengths, one longer than a chunk of a prompt."""
+GREEDY = Sampling(temperature=0)
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tiny_run(tmp_path_factory.mktemp("runs") / "tiny")
-    export_run(folder, folder / "onnx", positions=1024)
+    export_run(folder, folder / "onnx", positions=512)
     return folder
 
 
-def greedy(folder: Path, tokens: int) -> list[int]:
-    decoder, tokenizer, _ = open_decoder(folder)
-    return list(generate(decoder, prompt_tokens(PROMPT, tokenizer), tokens, temperature=0))
+@pytest.fixture(scope="module")
+def models(run: Path) -> dict[str, Model]:
+    return {"xla": open_model(run), "onnx": open_model(run / "onnx")}
 
 
-def test_both_engines_write_what_the_whole_sequence_says(run: Path) -> None:
+@pytest.fixture
+def onnx(models: dict[str, Model]) -> Model:
+    return models["onnx"]
+
+
+def ids(model: Model, prompts: list[str], tokens: int, how: Sampling = GREEDY, **more: Any) -> list[list[int]]:
+    rows: list[list[int]] = [[] for _ in prompts]
+    for row, token in Rows(model.decoder, [model.prompt(p) for p in prompts], tokens, how, **more):
+        if token is not None:
+            rows[row].append(token)
+    return rows
+
+
+def texts(model: Model, prompts: list[str], tokens: int, how: Sampling = GREEDY, **more: Any) -> list[tuple[str, str]]:
+    """(text, why it ended) of every row."""
+    found: list[str] = [""] * len(prompts)
+    ended: list[str] = [""] * len(prompts)
+    for piece in write(model, [model.prompt(p) for p in prompts], tokens, how, **more):
+        assert not ended[piece.row], "nothing comes after the last piece"
+        found[piece.row] += piece.text
+        ended[piece.row] = piece.ended or ""
+    return list(zip(found, ended))
+
+
+def test_both_engines_write_what_the_whole_sequence_says(run: Path, models: dict[str, Model]) -> None:
     """Greedy decoding is the argmax of the whole sequence, by the reference, at every entry."""
-    xla, onnx = greedy(run, 12), greedy(run / "onnx", 12)
+    (xla,), (onnx,) = (ids(m, PROMPTS[:1], 12) for m in models.values())
     assert xla == onnx
-    prompt = ByteTokenizer().encode(PROMPT)
+    prompt = ByteTokenizer().encode(PROMPTS[0])
     whole = np.concatenate([prompt, xla])[None].astype(np.int32)
     logits = reference.run(tiny_graph(), parameters_of_run(run), {"tokens": whole})["logits"][0]
     assert logits[len(prompt) - 1 : -1].argmax(-1).tolist() == xla
     assert len(set(xla)) > 2  # not one token over and over
 
 
-def test_a_prompt_of_several_chunks(run: Path) -> None:
-    """A prompt longer than one chunk is the same as the whole sequence."""
-    decoder, tokenizer, _ = open_decoder(run / "onnx")
-    prompt = prompt_tokens("0123456789" * 40, tokenizer)
-    decoder.start(len(prompt) + 1)
-    logits = decoder.feed(prompt)
-    want = reference.run(tiny_graph(), parameters_of_run(run), {"tokens": prompt[None]})["logits"][0, -1]
-    assert np.abs(logits - want).max() < 2e-5 * np.abs(want).max()
+@pytest.mark.parametrize("engine", ["xla", "onnx"])
+def test_a_row_of_a_batch_is_what_it_is_alone(engine: str, models: dict[str, Model]) -> None:
+    model, prompts = models[engine], PROMPTS[1:3] if engine == "xla" else PROMPTS
+    alone = [ids(model, [p], 20)[0] for p in prompts]
+    assert ids(model, prompts, 20) == alone
+    assert len({tuple(row) for row in alone}) == len(prompts)
 
 
-def test_the_seed_decides(run: Path) -> None:
-    decoder, tokenizer, engine = open_decoder(run / "onnx")
-    ids = prompt_tokens(PROMPT, tokenizer)
-    a, b, c = (list(generate(decoder, ids, 8, temperature=1.5, seed=s)) for s in (1, 1, 2))
-    assert a == b != c and engine == "onnxruntime"
+def test_rows_end_in_their_own_time(onnx: Model) -> None:
+    """Whatever ends the others, each row writes what it writes alone."""
+    free = ids(onnx, PROMPTS, 20)
+    ends = {free[1][3], free[2][9]}
+    rows = Rows(onnx.decoder, [onnx.prompt(p) for p in PROMPTS], 20, GREEDY, ends)
+    found: list[list[int]] = [[] for _ in PROMPTS]
+    for row, token in rows:
+        if token is not None:
+            found[row].append(token)
+    cut = [next((i for i, t in enumerate(row) if t in ends), 20) for row in free]
+    assert found == [row[:n] for row, n in zip(free, cut)]
+    assert rows.ended == [EOS if n < 20 else TOKENS for n in cut] and EOS in rows.ended
 
 
-def test_sampling() -> None:
-    rng = np.random.default_rng(0)
-    logits = np.array([0.0, 3.0, 2.0, -1.0])
-    assert sample(logits, rng, 0.0, None) == 1
-    assert {sample(logits, rng, 1.0, 2) for _ in range(50)} == {1, 2}
-    drawn = np.bincount([sample(logits, rng, 1.0, None) for _ in range(4000)], minlength=4) / 4000
-    want = np.exp(logits) / np.exp(logits).sum()
-    assert np.abs(drawn - want).max() < 0.03
+def test_engines_draw_the_same(models: dict[str, Model]) -> None:
+    how = Sampling(temperature=1.3, top_k=50, top_p=0.95, repetition_penalty=1.2, seed=4)
+    xla, onnx = (ids(m, PROMPTS, 16, how) for m in models.values())
+    assert xla == onnx
+    assert ids(models["onnx"], PROMPTS, 16, Sampling(1.3, 50, 0.95, 1.2, seed=5)) != onnx
 
 
-def test_it_stops(run: Path) -> None:
-    decoder, tokenizer, _ = open_decoder(run / "onnx")
-    ids = prompt_tokens(PROMPT, tokenizer)
-    free = list(generate(decoder, ids, 6, temperature=0))
-    stopped = list(generate(decoder, ids, 6, temperature=0, stop=free[3]))
-    assert stopped == free[: free.index(free[3])]
+def test_the_prompt_is_penalised_too(onnx: Model) -> None:
+    """A penalty that drives everything out that was seen: what comes was neither in the prompt nor written before."""
+    prompt = onnx.prompt(PROMPTS[0])
+    (found,) = ids(onnx, PROMPTS[:1], 30, Sampling(temperature=0, repetition_penalty=1e9))
+    assert len(set(found)) == 30 and not set(found) & set(prompt.tolist())
 
 
-def test_mistakes_are_told(run: Path, tmp_path: Path) -> None:
-    decoder, tokenizer, _ = open_decoder(run / "onnx")
-    with pytest.raises(UserError, match="no token"):
-        list(generate(decoder, prompt_tokens("", tokenizer), 4))
-    with pytest.raises(UserError, match="positions"):
-        list(generate(decoder, prompt_tokens("x", tokenizer), 5000))
+def test_stop_strings_end_a_row_before_them(onnx: Model) -> None:
+    free = [text for text, _ in texts(onnx, PROMPTS, 20)]
+    stop = free[0][5:8]
+    for i, (text, why) in enumerate(texts(onnx, PROMPTS, 20, stops=[stop])):
+        at = free[i].find(stop)
+        assert (text, why) == ((free[i][:at], STOP) if at >= 0 else (free[i], TOKENS))
+
+
+def test_unchosen_ids_beyond_the_tokenizer(onnx: Model) -> None:
+    """A table may have more rows than the tokenizer has tokens."""
+    free = ids(onnx, PROMPTS, 12)
+    limit = max(t for row in free for t in row)
+    assert all(t < limit for row in ids(onnx, PROMPTS, 12, vocab=limit) for t in row)
+
+
+def test_the_window_changes_at_inference(run: Path, tmp_path: Path) -> None:
+    """Parameters stay; the text is that of the other window, on both engines, and rings become as large."""
+    wide = open_model(run, overrides=["window=24"])
+    export_run(run, tmp_path / "wide", positions=512, overrides=["window=24"])
+    export_run(run, tmp_path / "narrow", positions=512)
+    written = ids(wide, PROMPTS, 20)
+    assert (
+        ids(open_model(tmp_path / "wide"), PROMPTS, 20) == written != ids(open_model(tmp_path / "narrow"), PROMPTS, 20)
+    )
+    sizes = {}
+    for name in ("wide", "narrow"):
+        decoder: Any = open_decoder(tmp_path / name)
+        decoder.start(1, 500)
+        sizes[name] = sum(a.nbytes for a in decoder._session._arrays)
+    # One local layer of the two: 16 more entries of keys and values, one head of 8 numbers.
+    assert sizes["wide"] - sizes["narrow"] == 16 * 2 * 8 * 4
+
+
+def test_mistakes_are_told(run: Path, onnx: Model, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="prompt 2 has no token"):
+        ids(onnx, ["x", ""], 4)
+    with pytest.raises(UserError, match="may take 5001 tokens.*exported for 512"):
+        ids(onnx, ["x"], 5000)
+    with pytest.raises(UserError, match="may take 604 tokens"):
+        ids(onnx, ["x" * 600], 4)
+    with pytest.raises(UserError, match="the token 256, and the model knows 256"):
+        list(Rows(onnx.decoder, [np.array([256])], 1, GREEDY))
+    with pytest.raises(UserError, match="nothing can be set"):
+        open_model(run / "onnx", overrides=["window=4"])
     with pytest.raises(UserError, match="not the folder of a training run"):
-        open_decoder(tmp_path)
+        open_model(tmp_path)
     with pytest.raises(UserError):
-        open_decoder(tmp_path / "nowhere")
+        open_model(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="no chat template"):
+        onnx.conversation([{"role": "user", "content": "hi"}])
+
+
+def test_a_run_without_a_tokenizer_is_told(tmp_path: Path) -> None:
+    run = tiny_run(tmp_path / "run")
+    (run / "tokenizer" / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match="has no tokenizer"):
+        open_model(run)
