@@ -26,11 +26,9 @@ def companions(run: str | Path) -> dict[str, bytes]:
     A checkpoint that says only in its config.json by which ids a text ends gets a generation_config.json of them.
     Raises: UserError.
     """
-    from .run import read_run  # here, since an exported folder has no use for what reads checkpoints
-
     folder = Path(run) / FOLDER
     found = {name: read_file(folder / name) for name in COMPANIONS if (folder / name).is_file()}
-    config = read_run(run).get("imported", {}).get("config", {})
+    config = _config(run)
     ids = {key: config[key] for key in _IDS if config.get(key) is not None}
     if found and ids and GENERATION not in found:
         found[GENERATION] = (json.dumps(ids, indent=2) + "\n").encode()
@@ -42,9 +40,17 @@ def generation_ids(run: str | Path) -> dict[str, Any]:
     run's generation_config.json, the configuration it came with, or its tokenizer. Raises: UserError."""
     folder = Path(run) / FOLDER
     file = folder / GENERATION
-    told = {**read_run(run).get("imported", {}).get("config", {}), **(read_mapping(file) if file.is_file() else {})}
+    told = {**_config(run), **(read_mapping(file) if file.is_file() else {})}
     ids = {key: told[key] for key in _IDS if told.get(key) is not None}
     if not ids and folder.is_dir():
         tokenizer = load_tokenizer(folder)
         ids = dict(zip(_IDS, (tokenizer.bos, tokenizer.eos, tokenizer.pad)))
     return {key: value for key, value in ids.items() if value is not None}
+
+
+def _config(run: str | Path) -> dict[str, Any]:
+    """The configuration that a run's weights came with, empty where they were trained here."""
+    from .run import read_run  # here, since an exported folder has no use for what reads checkpoints
+
+    found: dict[str, Any] = read_run(run).get("imported", {}).get("config", {})
+    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..artefact import CONTRACT, is_artefact
-from ..companions import FOLDER, GENERATION
+from ..companions import FOLDER, GENERATION, generation_ids
 from ..data.files import read_mapping
 from ..data.tokenizers import Tokenizer, load_tokenizer
 from ..errors import UserError
@@ -69,16 +69,14 @@ def open_model(folder: str | Path, graph: str | None = None, overrides: Sequence
     Raises: UserError for a folder that is none of these or has no tokenizer; SpecError.
     """
     folder = Path(folder)
-    config: Mapping[str, Any] = {}
-    words = folder
-    if not is_artefact(folder):
-        from ..run import read_run
-
-        config = read_run(folder).get("imported", {}).get("config", {})
+    if is_artefact(folder):
+        words = folder
+        told = read_mapping(folder / GENERATION) if (folder / GENERATION).is_file() else {}
+    else:
         words = folder / FOLDER
+        told = generation_ids(folder)
     tokenizer = load_tokenizer(_tokenizer_file(folder, words))
     template = load_template(words, tokenizer.specials)
-    told = read_mapping(words / GENERATION) if (words / GENERATION).is_file() else config
     ends = _ids(told.get("eos_token_id"), folder) | ({tokenizer.eos} if tokenizer.eos is not None else set())
     return Model(open_decoder(folder, graph, overrides), tokenizer, template, frozenset(ends))
 
