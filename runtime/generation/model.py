@@ -69,14 +69,13 @@ def open_model(folder: str | Path, graph: str | None = None, overrides: Sequence
     Raises: UserError for a folder that is none of these or has no tokenizer; SpecError.
     """
     folder = Path(folder)
-    if is_artefact(folder):
-        words = folder
-        told = read_mapping(folder / GENERATION) if (folder / GENERATION).is_file() else {}
-    else:
-        words = folder / FOLDER
-        told = generation_ids(folder)
+    words = folder if is_artefact(folder) else folder / FOLDER
     tokenizer = load_tokenizer(_tokenizer_file(folder, words))
     template = load_template(words, tokenizer.specials)
+    if words != folder:
+        told = generation_ids(folder)
+    else:
+        told = read_mapping(folder / GENERATION) if (folder / GENERATION).is_file() else {}
     ends = _ids(told.get("eos_token_id"), folder) | ({tokenizer.eos} if tokenizer.eos is not None else set())
     return Model(open_decoder(folder, graph, overrides), tokenizer, template, frozenset(ends))
 
@@ -104,6 +103,9 @@ def _tokenizer_file(folder: Path, words: Path) -> Path:
         if name:
             return folder / str(name)
         raise UserError(f"{folder} has no tokenizer", help="put one beside the run's weights, and export it again")
+    from ..run import read_run
+
+    read_run(folder)  # raises for a folder that is no run at all
     if not any((words / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
         raise UserError(f"{folder} has no tokenizer", help=f"put its tokenizer.json or tokenizer.model into {words}")
     return words
