@@ -167,6 +167,11 @@ class Session:
         """What the file calls it."""
         return self._theirs.get(name, name)
 
+    @property
+    def state_bytes(self) -> int:
+        """What the states of all streams take, once `reset` has made room for them."""
+        return sum(a.nbytes for a in self._arrays)
+
     def _zeros(self, shape: list[int], type: str) -> ort.OrtValue:
         self._arrays.append(np.zeros(shape, _NUMPY[type]))
         return ort.OrtValue.ortvalue_from_numpy(self._arrays[-1])
