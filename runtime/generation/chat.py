@@ -53,7 +53,9 @@ class ChatTemplate:
         """
         given = [dict(m) for m in messages]
         try:
-            return self._template.render(**self._specials, messages=given, add_generation_prompt=answer)
+            return self._template.render(
+                **self._specials, messages=given, tools=None, documents=None, add_generation_prompt=answer
+            )
         except Exception as error:  # whatever a foreign program may raise
             raise UserError(
                 f"the chat template refuses this conversation: {_sentence(error)}",
