@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from planform.spec import Spec
 
 SpecName = Annotated[
-    str, typer.Argument(metavar="SPEC", help="A spec file or a shipped name; `name@size` picks a size.")
+    str,
+    typer.Argument(metavar="SPEC", help="A spec file, a shipped name (`name@size` picks a size), or a run's folder."),
 ]
 Size = Annotated[str | None, typer.Option("--size", metavar="NAME", help="One of the spec's sizes.")]
 Set = Annotated[
@@ -23,9 +24,21 @@ GraphName = Annotated[str | None, typer.Option("--graph", metavar="NAME", help="
 
 
 def load_spec(name: str, size: str | None = None, overrides: Sequence[str] | None = None) -> Spec:
-    """The spec that the options mean. Raises: SpecError."""
+    """The spec that the options mean: a file's, a shipped one, or that of a run, with its weights' sizes.
+
+    Raises: SpecError; UserError for overrides that a trained model can't take.
+    """
+    from pathlib import Path
+
     from planform.spec import load
 
+    if (Path(name) / "run.json").is_file():
+        from ..errors import UserError
+        from ..run import spec_of_run
+
+        if size:
+            raise UserError(f"the run in {name} has its size", help="leave --size out")
+        return spec_of_run(name, tuple(overrides or ()))
     return load(name, size, tuple(overrides or ()))
 
 

@@ -62,7 +62,7 @@ def verify(
     from .options import load_spec
 
     trained = Path(target).is_dir()
-    spec = spec_of_run(target) if trained else load_spec(target, size, overrides)
+    spec = spec_of_run(target, tuple(overrides or ())) if trained else load_spec(target, size, overrides)
     found_graph = elaborate(spec, graph)
     small_enough(found_graph)
     if break_it:
