@@ -48,9 +48,43 @@ def graph_of(s: Sizes) -> Graph:
 Step = Callable[..., Any]
 
 
-def variant(name: str, s: Sizes) -> tuple[Step, Callable[[], Any], Any]:
-    """(train step, what makes its parameters, their shapes) of `hand`, `hand:scan` or `ours:FIELD=VALUE+..`."""
+def products(s: Sizes, rows: int) -> tuple[Step, Callable[[], Any], Any]:
+    """What no step can do without, and nothing else: the products with its weights, forward and for both gradients,
+    for so many rows (batch * time). Attention's own products are left out, so the limit is on the safe side."""
+    graph = graph_of(s)
+    shapes: dict[str, Any] = {}
+    for name, p in storage(graph, Policy()).items():
+        dims = p.type.shape({})[p.stacked :]
+        if len(dims) < 2:
+            continue
+        # The first dim is summed over, but for the projection out of the heads: its last is d.
+        inner = dims[0] * dims[1] if name.endswith("out.weight") else dims[0]
+        for one in p.logical:
+            shapes[one] = jax.ShapeDtypeStruct((inner, int(np.prod(dims)) // inner), jnp.float32)
+
+    def make() -> Any:
+        return {k: np.random.default_rng(0).standard_normal(v.shape, np.float32) * 0.02 for k, v in shapes.items()}
+
+    def step(state: Any, tokens: jax.Array) -> Any:
+        params, m, v, n = state
+        value = jnp.zeros(())
+        made = {}
+        for i, (name, w) in enumerate(params.items()):
+            x = jnp.full((rows, w.shape[0]), 1e-3 * i) + tokens[0, 0] * 1e-9
+            dy = jnp.full((rows, w.shape[1]), 2e-3 * i) + tokens[0, 1] * 1e-9
+            found = jax.lax.optimization_barrier((x @ w, dy @ w.T, x.T @ dy))
+            value = value + found[0][0, 0] + found[1][0, 0]
+            made[name] = found[2]
+        return (params, made, v, n), value
+
+    return step, make, shapes
+
+
+def variant(name: str, s: Sizes, rows: int) -> tuple[Step, Callable[[], Any], Any]:
+    """(train step, what makes its parameters, their shapes) of `hand`, `hand:scan`, `products` or `ours:FIELD=VALUE+..`."""
     kind, _, options = name.partition(":")
+    if kind == "products":
+        return products(s, rows)
     if kind == "hand":
         scan = options == "scan"
         fn: Step = functools.partial(loss, s, scan=scan)
@@ -77,7 +111,7 @@ def variant(name: str, s: Sizes) -> tuple[Step, Callable[[], Any], Any]:
 
 def compiled(name: str, s: Sizes, args: argparse.Namespace, run: bool) -> dict[str, Any]:
     """The compiled step; with `run` its state and tokens too."""
-    step, make, shapes = variant(name, s)
+    step, make, shapes = variant(name, s, args.batch * args.time)
     state = (shapes, shapes, shapes, jax.ShapeDtypeStruct((), jnp.float32))
     tokens = np.random.default_rng(1).integers(3, s.vocab, (args.batch, args.time + 1)).astype(np.int32)
     times = [(time.perf_counter(), time.process_time())]
@@ -161,7 +195,7 @@ def main() -> None:
     p.add_argument("--size", default="t40", choices=SIZES)
     p.add_argument("--batch", type=int, default=4)
     p.add_argument("--time", type=int, default=256)
-    p.add_argument("--variants", default="hand,ours", help="hand, hand:scan, ours, ours:FIELD=VALUE+..")
+    p.add_argument("--variants", default="hand,ours", help="hand, hand:scan, products, ours, ours:FIELD=VALUE+..")
     p.add_argument("--rounds", type=int, default=9)
     p.add_argument("--steps", type=int, default=1)
     p.add_argument("--layers", help="one number, for `compile` several: 12,96")
