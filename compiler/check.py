@@ -29,7 +29,10 @@ def check(spec: Spec, mesh: Mapping[str, int] | None = None) -> list[Diagnostic]
     """
     load_extensions()
     found = Diagnostics()
-    check_names(spec, [*(n for n, o in OPS.items() if o.spelled), *WORDS], found)
+    known = [*(n for n, o in OPS.items() if o.spelled), *WORDS]
+    check_names(spec, known, found)
+    for used in spec.uses.values():
+        check_names(used.spec, known, found)
     if found.errors:
         return found.found  # a misspelt name makes others look unused: warnings wait
     found.extend(spec.warnings)
@@ -52,6 +55,8 @@ def check(spec: Spec, mesh: Mapping[str, int] | None = None) -> list[Diagnostic]
             except SpecError as e:
                 found.extend(e.diagnostics)
     batch = made.batch // made.accumulate if made else None
+    if made and spec.uses:
+        graphs += [u.loss for u in made.updates]  # where the tensors of used specs are
     found.extend(check_sharding(spec, graphs, mesh, batch))
     return found.found
 

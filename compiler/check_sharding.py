@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from planform.spec import Diagnostic, Note, ShardingRule, Spec, did_you_mean
@@ -23,6 +23,24 @@ def check_sharding(
     (PF0401); in activations alone losing is how FSDP works. An axis of the mesh without a rule is one too
     (PF0403).
     """
+    graphs = list(graphs)
+    return [*_check(spec, graphs, mesh, batch, None), *_check_used(spec, graphs, mesh)]
+
+
+def _check_used(spec: Spec, graphs: Sequence[Graph], mesh: Mapping[str, int] | None) -> Iterable[Diagnostic]:
+    """What can't work in the specs that this one uses, each by its own rules; their warnings are theirs."""
+    for used in spec.uses.values():
+        found = _check(used.spec, graphs, mesh, None, used.name)
+        yield from (d for d in found if d.severity == "error")
+
+
+def _check(
+    spec: Spec,
+    graphs: Iterable[Graph],
+    mesh: Mapping[str, int] | None,
+    batch: int | None,
+    used: str | None,
+) -> list[Diagnostic]:
     rules = spec.sharding
     found = list(_twice(rules))
     if found or not rules and not mesh:
@@ -32,7 +50,7 @@ def check_sharding(
     by_dim = {r.dim: r for r in rules}
     tallies = {r.dim: _Tally() for r in rules}
     uneven: dict[str, Diagnostic] = {}
-    for value in _values(graphs):
+    for value in _values(graphs, used, spec.uses):
         split = spec_for(value.type, ordered, axes)
         lost = {c.dim: c for c in conflicts(value.type, ordered, axes)}
         for dim, at in zip(value.type.dims, split):
@@ -76,11 +94,13 @@ class _Tally:
             self.parameter = self.parameter or (conflict, value)
 
 
-def _values(graphs: Iterable[Graph]) -> Iterable[Value]:
+def _values(graphs: Iterable[Graph], used: str | None, others: Collection[str]) -> Iterable[Value]:
+    """The values of a used spec, or those of none of the `others`."""
     for graph in graphs:
-        yield from graph.inputs
-        for node in graph.walk():
-            yield from node.outputs
+        for value in (*graph.inputs, *(v for node in graph.walk() for v in node.outputs)):
+            owner = value.origin.path.partition(".")[0]
+            if owner == used if used else owner not in others:
+                yield value
 
 
 def _devices(rule: ShardingRule, mesh: Mapping[str, int]) -> int:

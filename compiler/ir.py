@@ -61,11 +61,13 @@ class Input(Value):
 @dataclass(eq=False, repr=False)
 class Parameter(Value):
     """A trained tensor. `path` is its name to people, selectors and checkpoints; a stack of equal layers
-    has a slice in it for each leading `repeat` dim: `lm.layer[0:26:2].attend.query.weight`."""
+    has a slice in it for each leading `repeat` dim: `lm.layer[0:26:2].attend.query.weight`. A `frozen` one
+    belongs to another spec, whose name leads its path, and comes with a checkpoint of that."""
 
     path: str = ""
     init: Init = field(default_factory=lambda: Init("zeros"))
     stacked: int = 0  # how many leading dims are stacks
+    frozen: bool = False
 
 
 @dataclass(eq=False, repr=False)

@@ -28,7 +28,8 @@ _LATER = ("sample", "inner", "targets", "simultaneous")
 class Update:
     """One step of gradient descent on one loss; `params` are selectors of what it trains (none: all).
 
-    `heldout` is the loss without what acts in training only (dropout): for data that isn't trained on.
+    `heldout` is what is measured on data that isn't trained on: `evaluate.loss`, else the loss, without what acts in
+    training only (dropout).
     """
 
     name: str
@@ -93,10 +94,14 @@ def program(spec: Spec) -> Program:
     inputs = _fields(spec, data)
     updates = []
     sections = values.get("updates") or {"train": values}
+    evaluate, checkpoint = values.get("evaluate") or {}, values.get("checkpoint") or {}
+    measured = evaluate.get("loss")
+    if measured is not None and len(sections) > 1:
+        message = "`train.evaluate.loss` can't stand beside several updates"
+        raise SpecError(Diagnostic("PF0505", message, train.spans["evaluate.loss"], help="each measures its own loss"))
     for name, one in sections.items():
         place = f"updates.{name}." if "updates" in values else ""
-        updates.append(_update(spec, train, place, name, one, inputs, number))
-    evaluate, checkpoint = values.get("evaluate") or {}, values.get("checkpoint") or {}
+        updates.append(_update(spec, train, place, name, one, inputs, number, measured))
     given: dict[str, Any] = {k: values[k] for k in ("batch", "steps", "accumulate", "seed") if k in values}
     made = Program(
         data,
@@ -133,6 +138,7 @@ def _update(
     one: Mapping[str, Any],
     inputs: dict[str, TensorType],
     number: Any,
+    measured: ast.Body | None = None,
 ) -> Update:
     for key in _LATER:
         if key in one:
@@ -144,7 +150,9 @@ def _update(
             span = train.spans.get(place.removesuffix("."), train.span)
             raise SpecError(Diagnostic("PF0500", f"`train` has no `{place}{key}`", span, help=_EXAMPLES[key]))
     loss = elaborate_loss(spec, one["loss"], inputs, name)
-    heldout = elaborate_loss(spec, one["loss"], inputs, name, training=False)
+    heldout = elaborate_loss(spec, measured or one["loss"], inputs, name, training=False)
+    trained = [p for p in loss.parameters if not p.frozen]
+    _check_measured(heldout, trained, train)
     optimizer = read(one["optimizer"], OPTIMIZERS, "optimizer", number)
     params = one.get("params") or ()
     params = (params,) if isinstance(params, str) else tuple(params)
@@ -152,11 +160,30 @@ def _update(
     if decay := optimizer.arguments.get("decay"):
         written.append((decay, optimizer.span or train.span))
     for selector, span in written:
-        if not any(selects(selector, p) for p in loss.parameters):
-            known = ["kind:matrix", "kind:vector", *_beginnings(p.path for p in loss.parameters)]
-            message = f"`{selector}` selects no parameter of this loss"
-            raise SpecError(Diagnostic("PF0504", message, span, help=did_you_mean(selector, known)))
+        if not any(selects(selector, p) for p in trained):
+            known = ["kind:matrix", "kind:vector", *_beginnings(p.path for p in trained)]
+            message, help = f"`{selector}` selects no parameter of this loss", did_you_mean(selector, known)
+            if any(selects(selector, p) for p in loss.parameters):
+                message, help = f"`{selector}` is frozen", "the parameters of a used spec are never trained"
+            raise SpecError(Diagnostic("PF0504", message, span, help=help))
+    if not trained:
+        raise SpecError(Diagnostic("PF0504", "this loss has no parameter of this model to train", one["loss"].span))
     return Update(name, loss, heldout, optimizer, params, one.get("repeat", 1))
+
+
+def _check_measured(heldout: Graph, trained: Iterable[Parameter], train: Section) -> None:
+    """Raises: SpecError where what is measured needs parameters that are neither trained nor frozen."""
+    known = {name for p in trained for name in layers(p.path)}
+    for p in heldout.parameters:
+        if not p.frozen and not known.issuperset(layers(p.path)):
+            raise SpecError(
+                Diagnostic(
+                    "PF0504",
+                    f"what is measured needs `{p.path}`, which the loss doesn't have",
+                    train.spans.get("evaluate.loss", train.span),
+                    help="measure graphs that are trained, or those of a used spec",
+                )
+            )
 
 
 def _beginnings(paths: Iterable[str]) -> Iterator[str]:
@@ -176,10 +203,11 @@ def _fields(spec: Spec, data: Recipe) -> dict[str, TensorType]:
             raise SpecError(Diagnostic("PF0502", "`text` gives one field, the tokens", data.span))
         return {data.fields[0]: TensorType("i32", (Dim("batch", symbol("batch")), Dim("time", symbol("time"))))}
     found: dict[str, TensorType] = {}
+    specs = [spec, *(u.spec for u in spec.uses.values())]
     for name in data.fields:
-        declared = [g.inputs[name] for g in spec.graphs.values() if name in g.inputs]
+        declared = [(s, g.inputs[name]) for s in specs for g in s.graphs.values() if name in g.inputs]
         if not declared:
-            known = [k for g in spec.graphs.values() for k in g.inputs]
+            known = [k for s in specs for g in s.graphs.values() for k in g.inputs]
             raise SpecError(
                 Diagnostic(
                     "PF0502",
@@ -188,5 +216,6 @@ def _fields(spec: Spec, data: Recipe) -> dict[str, TensorType]:
                     help=did_you_mean(name, known),
                 )
             )
-        found[name] = Elaborator(spec, "train", None).declared(declared[0])
+        owner, decl = declared[0]
+        found[name] = Elaborator(owner, "train", None).declared(decl)
     return found

@@ -99,9 +99,11 @@ class Composite(Block):
 
 @dataclass(frozen=True, eq=False)
 class GraphUse(Block):
-    """A graph as a block: its one input is what comes in, its one output what goes out."""
+    """A graph as a block: its one input is what comes in, its one output what goes out. `of` is the used
+    spec that it belongs to, None for this one."""
 
     graph: str
+    of: str | None = None
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Text to checked spec: YAML with positions, the block algebra, schema, prelude, overrides, diagnostics."""
 
 from . import ast
+from .calls import no_such_graph, only_in_training, which_graph
 from .diagnostics import (
     Diagnostic,
     Diagnostics,
@@ -26,6 +27,7 @@ from .model import (
     ShardingRule,
     Spec,
     TensorDecl,
+    Used,
 )
 from .names import check_names
 from .prelude import prelude
@@ -50,6 +52,7 @@ __all__ = [
     "Spec",
     "SpecError",
     "TensorDecl",
+    "Used",
     "as_json",
     "ast",
     "check_names",
@@ -60,6 +63,8 @@ __all__ = [
     "json_schema",
     "load",
     "load_text",
+    "no_such_graph",
+    "only_in_training",
     "output_names",
     "parse_body",
     "parse_expression",
@@ -71,4 +76,5 @@ __all__ = [
     "suggest",
     "symbols",
     "unparse",
+    "which_graph",
 ]

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from .diagnostics import Diagnostic, Diagnostics, SpecError, did_you_mean
 from .document import place, plain
 from .expressions import RESERVED, parse_body, parse_expression, parse_signature, parse_tensor
-from .model import BlockDef, DimDef, GraphDef, ParamDef, Section, ShardingRule, TensorDecl
+from .model import BlockDef, DimDef, GraphDef, ParamDef, Section, ShardingRule, Spec, TensorDecl, Used
 from .schema import DRAWS, DTYPES, SIGNATURE, Form, Train
 from .source import Span
 from .yaml import Entry, Mapping, Node, Scalar, Sequence
@@ -99,6 +99,14 @@ class Builder:
             span = entry.value.span if isinstance(entry.value, Sequence) else place(entry.value, entry.key)
             rules.append(ShardingRule(name, axes, entry.key.span, span))
         return tuple(rules)
+
+    def uses(self, node: Node | None, reader: Callable[[Span], Callable[[], Spec]]) -> dict[str, Used]:
+        out = {}
+        for name, entry in _entries(node):
+            text = entry.value
+            if not self.reserved(entry.key) and isinstance(text, Scalar) and isinstance(text.value, str):
+                out[name] = Used(name, text.text, entry.key.span, reader(text.content))
+        return out
 
     def section(self, entry: Entry | None, model: type[BaseModel] | None = None) -> Section | None:
         """A section as data; fields that `model` marks with a `Form` are parsed."""

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 
 from .ast import Attribute, Binary, Call, Expr, Name, Negate
 from .diagnostics import Diagnostic, Diagnostics, Note, did_you_mean
-from .model import BlockDef, GraphDef
+from .model import BlockDef, GraphDef, Used
 from .scope import output_names
 from .source import Span
 from .unparse import unparse
@@ -18,28 +18,66 @@ def check_calls(
     graphs: Mapping[str, GraphDef],
     local: Collection[str],
     found: Diagnostics,
+    used: Mapping[str, Used] | None = None,
 ) -> None:
-    """Adds PF0224 for arguments that don't fit and PF0225 for outputs that don't exist.
+    """Adds PF0224 for arguments that don't fit, PF0225 for outputs and graphs of `used` specs that don't exist.
 
     `local` names mean something else here than a block or graph would.
     """
+    others = {name: u for name, u in (used or {}).items() if name not in local}
+
+    def graph_of(function: Expr) -> GraphDef | None:
+        """The graph that `lm`, `teacher.lm` or `teacher` means."""
+        if isinstance(function, Name) and function.name in others:
+            return others[function.name].graph()
+        if isinstance(function, Attribute) and isinstance(function.value, Name) and function.value.name in others:
+            return others[function.value.name].graph(function.name)
+        return graphs.get(function.name) if isinstance(function, Name) and function.name not in local else None
+
     for node in expr.walk():
-        if isinstance(node, Call) and isinstance(node.function, Name) and node.function.name not in local:
-            name = node.function.name
-            if name in blocks:
+        if isinstance(node, Call):
+            name = node.function.name if isinstance(node.function, Name) else ""
+            graph = graph_of(node.function)
+            if name in blocks and name not in local:
                 _block_call(node, blocks[name], found)
-            elif name in graphs:
-                _graph_call(node, graphs[name], found)
+            elif graph is not None:
+                _graph_call(node, graph, found)
+            elif name in others:
+                found.add(which_graph(others[name], node.function.span))
         elif isinstance(node, Attribute) and isinstance(node.value, Call):
-            function = node.value.function
-            if isinstance(function, Name) and function.name in graphs and function.name not in local:
-                _output(node, graphs[function.name], found)
+            graph = graph_of(node.value.function)
+            if graph is not None:
+                _output(node, graph, found)
+        elif isinstance(node, Attribute) and isinstance(node.value, Name) and node.value.name in others:
+            found.extend([] if graph_of(node) else [no_such_graph(others[node.value.name], node)])
     for node in _operands(expr):
         # A block with required arguments can be passed on by its bare name, but not be run.
         if isinstance(node, Name) and node.name in blocks and node.name not in local:
             block = blocks[node.name]
             missing = [p.name for p in block.parameters if p.default is None]
             _missing(block.name, missing, node.span, _defined(block), found)
+
+
+def only_in_training(used: Used, span: Span) -> Diagnostic:
+    return Diagnostic(
+        "PF0230",
+        f"`{used.name}` is another spec, which only `train` can call",
+        span,
+        notes=(Note("named", used.span),),
+        help="what every artefact of this model needs must be part of its own graphs",
+    )
+
+
+def which_graph(used: Used, span: Span) -> Diagnostic:
+    names = [f"{used.name}.{graph}" for graph in used.spec.graphs]
+    return Diagnostic("PF0229", f"`{used.name}` has several graphs", span, help="one of " + ", ".join(names))
+
+
+def no_such_graph(used: Used, node: Attribute) -> Diagnostic:
+    graphs = used.spec.graphs
+    help = did_you_mean(node.name, graphs) or "it has " + ", ".join(graphs)
+    note = Note(f"`{used.name}` is {used.text}", used.span)
+    return Diagnostic("PF0225", f"`{used.name}` has no graph `{node.name}`", node.name_span, notes=(note,), help=help)
 
 
 def _operands(expr: Expr) -> list[Expr]:

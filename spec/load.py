@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from .build import Builder, value_spans
 from .diagnostics import Diagnostic, Diagnostics, Note, SpecError, did_you_mean
 from .dims import dim_values
-from .document import check_shape, plain
+from .document import check_shape
 from .find import SHIPPED, Found, find
 from .merge import merge, override, settled
 from .model import Spec
@@ -17,6 +19,9 @@ from .namespace import check_namespace, unused
 from .prelude import prelude
 from .source import Source, Span
 from .yaml import Entry, Mapping, Scalar, parse
+
+_Chain = tuple[tuple[str, Span | None], ...]
+"""The specs that led to the one being read: their identities, and where each names the next."""
 
 
 def load(name: str | Path, size: str | None = None, overrides: SequenceOf[str] = ()) -> Spec:
@@ -26,7 +31,7 @@ def load(name: str | Path, size: str | None = None, overrides: SequenceOf[str] =
     Raises: SpecError with all that was found.
     """
     found = find(str(name), Path())
-    return _load(found, size or found.size, overrides)
+    return _complete(_load(found, size or found.size, overrides))
 
 
 def load_text(
@@ -35,15 +40,34 @@ def load_text(
     size: str | None = None,
     overrides: SequenceOf[str] = (),
     folder: Path | None = None,
+    complete: bool = True,
 ) -> Spec:
-    """The same from a text; files in its `extends` are found from `folder`, if given. Raises: SpecError."""
-    return _load(Found(Source(name, text), name, folder, None), size, overrides)
+    """The same from a text; files in its `extends` and `uses` are found from `folder`, if given.
+
+    The specs in `uses` are read now only with `complete`, else when they are asked for. Raises: SpecError.
+    """
+    spec = _load(Found(Source(name, text), name, folder, None), size, overrides)
+    return _complete(spec) if complete else spec
 
 
-def _load(source: Found, size: str | None, overrides: SequenceOf[str]) -> Spec:
-    root = _document(source, ())
+def _complete(spec: Spec) -> Spec:
+    """The spec, once those that it uses have been read."""
+    for used in spec.uses.values():
+        _complete(used.spec)
+    return spec
+
+
+def _load(
+    source: Found,
+    size: str | None,
+    overrides: SequenceOf[str],
+    asked_at: Span | None = None,
+    users: _Chain = (),
+) -> Spec:
+    folders: dict[Source, Path | None] = {}
+    root = _document(source, (), folders)
     offered = _offered(root)
-    size = _pick(root, offered, size, source)
+    size = _pick(root, offered, size, source, asked_at)
     root, origins = _with_size(root, size)
     for text in overrides:
         root, dim = override(root, text)
@@ -66,7 +90,7 @@ def _load(source: Found, size: str | None, overrides: SequenceOf[str]) -> Spec:
         train=build.train(root.entries.get("train")),
         precision=build.section(root.entries.get("precision")),
         weights=build.section(root.entries.get("weights")),
-        uses=_words(root, "uses"),
+        uses=build.uses(root.get("uses"), lambda span: _used(span, folders, source, users)),
         sizes=offered,
         spans=value_spans(root),
     )
@@ -77,8 +101,32 @@ def _load(source: Found, size: str | None, overrides: SequenceOf[str]) -> Spec:
     return replace(spec, warnings=tuple(unused(spec)))
 
 
-def _document(source: Found, chain: tuple[tuple[str, Span | None], ...]) -> Mapping:
-    """The file's document over the one it extends."""
+def _used(span: Span, folders: dict[Source, Path | None], user: Found, users: _Chain) -> Callable[[], Spec]:
+    """How to read the spec that `span` names: from the folder of the file in which it stands."""
+    chain = (*users, (user.identity, span))
+    return partial(_read_used, span, folders.get(span.source, user.folder), chain)
+
+
+def _read_used(span: Span, folder: Path | None, chain: _Chain) -> Spec:
+    """Raises: SpecError, PF0209 for a spec that uses itself through others."""
+    found = find(span.text.strip(), folder, span)
+    if found.identity in [identity for identity, _ in chain]:
+        raise SpecError(
+            Diagnostic(
+                "PF0209",
+                f"`{span.text}` uses this file, so neither can be read",
+                span,
+                "the circle closes here",
+                tuple(Note("through", place) for _, place in chain[:-1]),
+                help="let both extend a third spec that uses nothing",
+            )
+        )
+    return _load(found, found.size, (), span, chain)
+
+
+def _document(source: Found, chain: _Chain, folders: dict[Source, Path | None]) -> Mapping:
+    """The file's document over the one it extends; `folders` is told where the names in each file start."""
+    folders[source.source] = source.folder
     root = parse(source.source)
     _check_version(root)
     entry = root.entries.get("extends")
@@ -101,7 +149,7 @@ def _document(source: Found, chain: tuple[tuple[str, Span | None], ...]) -> Mapp
                 tuple(Note("through", place) for _, place in chain[:-1]),
             )
         )
-    below = _document(base, chain)
+    below = _document(base, chain, folders)
     if base.size is not None:
         size = _pick(below, _offered(below), base.size, base, span)
         below, _ = _with_size(below, size)
@@ -181,8 +229,3 @@ def _with_size(root: Mapping, size: str | None) -> tuple[Mapping, dict[str, str]
 def _text(root: Mapping, key: str) -> str | None:
     node = root.get(key)
     return node.text if isinstance(node, Scalar) else None
-
-
-def _words(root: Mapping, key: str) -> dict[str, str]:
-    node = root.get(key)
-    return {k: str(v) for k, v in plain(node).items()} if isinstance(node, Mapping) else {}

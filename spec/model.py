@@ -6,7 +6,9 @@ Everything here is plain data with spans. Names inside expressions are not yet r
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from .ast import Body, Expr
@@ -92,6 +94,28 @@ class ShardingRule:
 
 
 @dataclass(frozen=True)
+class Used:
+    """Another spec that `uses` names: its graphs can be called in `train`, its parameters are frozen."""
+
+    name: str
+    text: str  # as written: a file or a shipped name, with `@size` if wanted
+    span: Span  # of the name
+    read: Callable[[], Spec] = field(repr=False, compare=False)
+
+    @cached_property
+    def spec(self) -> Spec:
+        """The spec itself, read when it is first asked for. Raises: SpecError."""
+        return self.read()
+
+    def graph(self, name: str | None = None) -> GraphDef | None:
+        """The graph of that name, the only one if no name is given; None where there is no such graph."""
+        graphs = self.spec.graphs
+        if name is None:
+            return next(iter(graphs.values())) if len(graphs) == 1 else None
+        return graphs.get(name)
+
+
+@dataclass(frozen=True)
 class Spec:
     name: str
     size: str | None
@@ -105,7 +129,7 @@ class Spec:
     train: Section | None
     precision: Section | None
     weights: Section | None
-    uses: dict[str, str]
+    uses: dict[str, Used]
     sizes: tuple[str, ...]  # all that the file offers
     spans: dict[str, Span] = field(default_factory=dict)  # of every key path: "graphs.lm.inputs.tokens"
     warnings: tuple[Diagnostic, ...] = ()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 from .ast import Body, Call, Expr, Name, String
-from .calls import check_calls
+from .calls import check_calls, only_in_training
 from .cycles import check_cycles
 from .diagnostics import Diagnostic, Diagnostics, did_you_mean
-from .model import GraphDef, Section, Spec, TensorDecl
+from .model import GraphDef, Section, Spec, TensorDecl, Used
 from .scope import UNIVERSAL, bodies, expression_body, free_names, symbols
 
 _WORD = re.compile(r"[A-Za-z_]\w*")
@@ -38,7 +38,6 @@ class _Check:
                 *spec.params,
                 *spec.blocks,
                 *spec.graphs,
-                *spec.uses,
                 *known,
             }
         )
@@ -158,7 +157,7 @@ class _Check:
                 if isinstance(decl, TensorDecl):
                     self.declaration(decl, dims)
             here = frozenset({*bound, *sample})
-            parts = [update.get("loss"), update.get("optimizer")]
+            parts = [update.get("loss"), update.get("optimizer"), (update.get("evaluate") or {}).get("loss")]
             inner = update.get("inner")
             if isinstance(inner, dict):
                 parts += [inner.get("start"), inner.get("rates"), inner.get("loss")]
@@ -166,7 +165,7 @@ class _Check:
                 if isinstance(part, Expr):
                     part = expression_body(part)
                 if isinstance(part, Body):
-                    self.body(part, here, copies)
+                    self.body(part, here, copies, self.spec.uses)
 
     def _copied(self, expr: object) -> GraphDef | None:
         """The graph that a target such as `copy(actor, every=100)` is a copy of."""
@@ -181,16 +180,22 @@ class _Check:
         body: Body,
         bound: frozenset[str] = frozenset(),
         copies: dict[str, GraphDef] | None = None,
+        used: Mapping[str, Used] | None = None,
     ) -> None:
         local = bound | {s.name for s in body.statements if s.name}
+        choices = self.globals | (used or {}).keys()
         for name, later in free_names(body, bound):
-            if name.name not in self.globals:
-                self.unknown(name, self.globals | local, "name", later)
+            if name.name in choices:
+                continue
+            if name.name in self.spec.uses:
+                self.found.add(only_in_training(self.spec.uses[name.name], name.span))
+            else:
+                self.unknown(name, choices | local, "name", later)
         copied = copies or {}
         graphs = {**self.spec.graphs, **copied}
         hidden = local - copied.keys()
         for statement in body.statements:
-            check_calls(statement.value, self.spec.blocks, graphs, hidden, self.found)
+            check_calls(statement.value, self.spec.blocks, graphs, hidden, self.found, used or {})
 
     def unknown(self, node: Name, choices: Collection[str], what: str, later: bool = False) -> None:
         if self.found.full:

@@ -43,6 +43,8 @@ def check_namespace(spec: Spec, found: Diagnostics) -> None:
             define(block.name, "a block", block.span, everywhere)
     for graph in spec.graphs.values():
         define(graph.name, "a graph", graph.span, everywhere)
+    for used in spec.uses.values():
+        define(used.name, "a used spec", used.span, everywhere)
     for graph in spec.graphs.values():
         scope: dict[str, tuple[str, Span]] = {}
         for name in graph.inputs:
@@ -61,7 +63,7 @@ def check_namespace(spec: Spec, found: Diagnostics) -> None:
 
 
 def unused(spec: Spec) -> list[Diagnostic]:
-    """PF0222 warnings for dims, params and blocks that no graph and no part of `train` reaches."""
+    """PF0222 warnings for dims, params, blocks and used specs that no graph and no part of `train` reaches."""
     seen: set[tuple[str, bool]] = set()
     used: set[str] = set()
     todo: list[tuple[str, bool]] = []  # a name, and whether it was found in the prelude
@@ -100,13 +102,14 @@ def unused(spec: Spec) -> list[Diagnostic]:
         *(("dim", d.name, d.span) for d in spec.dims.values()),
         *(("parameter", p.name, p.span) for p in spec.params.values()),
         *(("block", b.name, b.span) for b in spec.blocks.values() if not b.prelude),
+        *(("used spec", u.name, u.span) for u in spec.uses.values()),
     ]
     return [
         Diagnostic(
             "PF0222",
             f"{what} `{name}` is never used",
             span,
-            help="remove it, or use it in a graph",
+            help="remove it, or call it in `train`" if what == "used spec" else "remove it, or use it in a graph",
             severity="warning",
         )
         for what, name, span in defined

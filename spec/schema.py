@@ -122,6 +122,7 @@ class Evaluate(_Strict):
 
     every: Count | None = Field(None, description="Steps between two evaluations.")
     batches: Count | None = Field(None, description="Batches that one evaluation averages over.")
+    loss: BodyText | None = Field(None, description="What is measured, where that isn't what is minimised.")
 
 
 class Checkpoint(_Strict):
@@ -185,7 +186,9 @@ class Document(_Strict):
     model: str = Field(description="The model's name.")
     paper: str | None = Field(None, description="Where it is described: an arXiv number or an address.")
     extends: str | None = Field(None, description="Another spec that this one changes: a file or a shipped name.")
-    uses: dict[Word, str] | None = Field(None, description="Other specs by name: a frozen teacher, a retriever.")
+    uses: dict[Word, str] | None = Field(
+        None, description="Other specs by name, whose graphs `train` can call: a frozen teacher."
+    )
     dims: dict[Word, Expression] | None = Field(None, description="Named sizes: numbers, or arithmetic on others.")
     sizes: dict[SizeName, dict[Word, Expression]] | None = Field(
         None, description="Variants, each with dims of its own; `model@size` picks one."

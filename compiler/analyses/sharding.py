@@ -1,7 +1,7 @@
 """Sharding by the names of dims: which mesh axes each dim of a tensor is split over.
 
 Rules map dim names to mesh axes, in order. A mesh axis serves once in a tensor: an earlier rule wins and the
-later use is replicated.
+later use is replicated. The rules of a used spec are for its own tensors only, and stand as `teacher.vocab`.
 """
 
 from __future__ import annotations
@@ -37,6 +37,13 @@ def normalise(rules: Mapping[str, str | Sequence[str]] | Iterable[tuple[str, str
     """Rules with axes as tuples; a mapping keeps its order."""
     pairs = rules.items() if isinstance(rules, Mapping) else rules
     return tuple((name, (axes,) if isinstance(axes, str) else tuple(axes)) for name, axes in pairs)
+
+
+def within(rules: Rules, path: str) -> Rules:
+    """The rules for a tensor at a path of blocks: those of the used spec that the path leads into, else all."""
+    name = path.partition(".")[0]
+    own = tuple((dim[len(name) + 1 :], axes) for dim, axes in rules if dim.startswith(f"{name}."))
+    return own or rules
 
 
 def spec_for(tensor: TensorType, rules: Rules, mesh_axes: Iterable[str]) -> Spec:

@@ -16,17 +16,9 @@ from ..ir import Graph, Input, Origin
 from ..ops import load_extensions
 from ..types import TensorType
 from .blocks import Elaborator
-from .context import Env
+from .context import Env, stream_of
 
 __all__ = ["Elaborator", "Env", "elaborate", "elaborate_loss", "stream_of"]
-
-
-def stream_of(g: GraphDef, spec: Spec) -> str | None:
-    """The sequence axis of a graph: as written, else `time` where an input has it."""
-    if g.stream:
-        return g.stream
-    names = {e.name for decl in g.inputs.values() for e in decl.dims if isinstance(e, ast.Name)}
-    return "time" if "time" in names and "time" not in spec.dims else None
 
 
 def elaborate(spec: Spec, graph: str | None = None) -> Graph:
@@ -43,7 +35,8 @@ def elaborate(spec: Spec, graph: str | None = None) -> Graph:
 def elaborate_loss(
     spec: Spec, loss: ast.Body, inputs: Mapping[str, TensorType], name: str = "loss", training: bool = True
 ) -> Graph:
-    """The IR of a loss expression over graphs and data tensors; its output is `loss`, a scalar.
+    """The IR of a loss expression over graphs, those of used specs too, and data tensors; its output is `loss`, a
+    scalar. The parameters of a used spec are frozen, under paths that begin with its name.
 
     In training form dropout draws and acts; otherwise it is the identity, as it is for held-out data.
 
@@ -54,6 +47,7 @@ def elaborate_loss(
     load_extensions()
     with _bounded(loss.span):
         e.own = {n: e.builder.add(Input(n, t, Origin(n))) for n, t in inputs.items()}
+        e.others = spec.uses
         env, result = Env({}), None
         for s in loss.statements:
             result = e.value(s.value, env)

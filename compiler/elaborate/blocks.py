@@ -42,7 +42,7 @@ from ..values import (
     describe,
     is_number,
 )
-from .context import Env, Frame, Region
+from .context import Env, Frame, Region, stream_of
 from .expressions import TENSOR_OPS, Expressions
 
 
@@ -73,7 +73,7 @@ class Elaborator(Expressions):
             case OpUse():
                 return self.op(block, x, block.cls.name)
             case GraphUse(graph=name):
-                return self.tensor(self.run_graph(name, [x], block.span), ast.Name(name, span=block.span))
+                return self.tensor(self.run(block, [x], block.span), ast.Name(name, span=block.span))
             case Repeated():
                 return self.repeated(block, x)
         raise AssertionError(f"no rule for {type(block).__name__}")
@@ -280,7 +280,7 @@ class Elaborator(Expressions):
     # ---- graphs ----
 
     def call_graph(self, expr: ast.Call, use: GraphUse, positional: list[Any], keywords: dict[str, Any]) -> Outputs:
-        g = self.spec.graphs[use.graph]
+        g = (self.spec.uses[use.of].spec if use.of else self.spec).graphs[use.graph]
         names = list(g.inputs)
         if len(positional) > len(names):
             raise self.error(
@@ -308,7 +308,15 @@ class Elaborator(Expressions):
                 expr.span,
                 notes=[Note("defined here", g.span)],
             )
-        return self.run_graph(use.graph, [self.tensor(given[n], expr) for n in names], expr.span)
+        return self.run(use, [self.tensor(given[n], expr) for n in names], expr.span)
+
+    def run(self, use: GraphUse, inputs: Sequence[Value | None], span: Span) -> Outputs:
+        if use.of is None:
+            return self.run_graph(use.graph, inputs, span)
+        used = self.spec.uses[use.of]
+        with self.within(used):
+            self.stream = stream_of(used.spec.graphs[use.graph], used.spec)
+            return self.run_graph(use.graph, inputs, span)
 
     def run_graph(self, name: str, inputs: Sequence[Value | None], span: Span) -> Outputs:
         g = self.spec.graphs[name]
@@ -316,11 +324,11 @@ class Elaborator(Expressions):
             want = self.declared(g.inputs[key])
             if value is None or [value.type.dtype, value.type.rank] != [want.dtype, want.rank]:
                 raise self.error("PF0314", f"input `{key}` of graph `{name}` is {want}, got {describe(value)}", span)
-        if name in self.trail_graphs:
+        if ".".join([*self.prefix, name]) in self.trail_graphs:
             raise self.error("PF0223", f"graph `{name}` calls itself", span)
         path, frames, trail, base = self.path, self.frames, self.trail, self.base
         # A graph owns its parameters: they stand under its name, wherever it is called from.
-        self.path, self.frames, self.trail = [name], [Frame()], [*trail, name]
+        self.path, self.frames, self.trail = [*self.prefix, name], [Frame()], [*trail, ".".join([*self.prefix, name])]
         self.base = len(self.regions) - 1
         try:
             return self.graph_body(g, {k: v for k, v in zip(g.inputs, inputs) if v is not None})
@@ -329,7 +337,8 @@ class Elaborator(Expressions):
 
     @property
     def trail_graphs(self) -> set[str]:
-        return {t for t in self.trail if t in self.spec.graphs}
+        own = {".".join([*self.prefix, g]) for g in self.spec.graphs}
+        return own.intersection(self.trail)
 
     def declared(self, decl: TensorDecl) -> TensorType:
         dims = []

@@ -10,10 +10,12 @@ from typing import Any
 from planform.spec import (
     Diagnostic,
     Diagnostics,
+    GraphDef,
     Note,
     Span,
     Spec,
     SpecError,
+    Used,
     ast,
     dim_values,
 )
@@ -60,6 +62,14 @@ class Region:
     implicit: dict[tuple[str, tuple[Dim, ...]], Input] = field(default_factory=dict)
 
 
+def stream_of(g: GraphDef, spec: Spec) -> str | None:
+    """The sequence axis of a graph: as written, else `time` where an input has it."""
+    if g.stream:
+        return g.stream
+    names = {e.name for decl in g.inputs.values() for e in decl.dims if isinstance(e, ast.Name)}
+    return "time" if "time" in names and "time" not in spec.dims else None
+
+
 class Context:
     """What a graph under construction knows: its regions, the path of blocks, the place in the spec."""
 
@@ -77,6 +87,24 @@ class Context:
         self.uses: list[Span] = []  # the spec's own calls around what is being applied, outermost first
         self.prelude = next((b.span.source for b in spec.blocks.values() if b.prelude), None)
         self.own: dict[str, Any] = {}  # inputs that expressions of a training program may name
+        self.others: Mapping[str, Used] = {}  # specs that a training program may call
+        self.prefix: list[str] = []  # the name of the used spec whose graph is being elaborated
+
+    @contextmanager
+    def within(self, used: Used) -> Iterator[None]:
+        """Works in another spec: names mean what they mean there, its parameters are frozen, and it is at rest
+        (no dropout), as it would be for whoever runs it."""
+        kept = {k: getattr(self, k) for k in ("spec", "dims", "training", "stream", "own", "others", "prefix")}
+        found = Diagnostics()
+        self.spec, self.training, self.own, self.others = used.spec, False, {}, {}
+        self.dims, self.prefix = dim_values(used.spec.dims, found), [used.name]
+        self.__dict__.pop("symbols", None)
+        try:
+            found.raise_errors()
+            yield
+        finally:
+            self.__dict__.update(kept)
+            self.__dict__.pop("symbols", None)
 
     # ---- places and errors ----
 
@@ -165,7 +193,10 @@ class Context:
                 t = TensorType(decl.dtype, (*lead, *decl.dims))
             except TypeMismatch as e:
                 raise self.error(e.code, f"`{key}`: {e}", span, e.label, e.help) from None
-            p = Parameter(self.hint(key), t, self.here(path, span), path=path, init=decl.init, stacked=len(lead))
+            p = Parameter(
+                self.hint(key), t, self.here(path, span), path=path, init=decl.init, stacked=len(lead),
+                frozen=bool(self.prefix),
+            )  # fmt: skip
             self.regions[0].parameters[path] = self.regions[0].builder.add(p)
         return self.slice_of(path, key, span)
 

@@ -8,8 +8,12 @@ from typing import Any
 from planform.spec import (
     Note,
     Span,
+    SpecError,
     ast,
     did_you_mean,
+    no_such_graph,
+    only_in_training,
+    which_graph,
 )
 
 from ..algebra import arithmetic, numeric_call
@@ -70,6 +74,8 @@ class Expressions(Context):
                 return self.shared(name)
             if name in spec.graphs:
                 return GraphUse(name, span=node.span)
+            if name in spec.uses:
+                return self.other_graph(name, None, node)
             if name in self.symbols:
                 return Dim(name, symbol(name))
             if name in self.own:
@@ -94,6 +100,18 @@ class Expressions(Context):
         ]
         raise self.error("PF0220", f"unknown name `{name}`", node.span, help=did_you_mean(name, known))
 
+    def other_graph(self, name: str, graph: str | None, node: ast.Expr) -> GraphUse:
+        """A graph of a used spec, by its name or as its only one."""
+        used = self.spec.uses[name]
+        if name not in self.others:
+            raise SpecError(only_in_training(used, node.span))
+        found = used.graph(graph)
+        if found is None and isinstance(node, ast.Attribute):
+            raise SpecError(no_such_graph(used, node))
+        if found is None:
+            raise SpecError(which_graph(used, node.span))
+        return GraphUse(found.name, name, span=node.span)
+
     @cached_property
     def symbols(self) -> set[str]:
         """Names in the types of inputs that aren't dims of the spec: `batch`, `time`."""
@@ -113,14 +131,15 @@ class Expressions(Context):
             span = decl.init.span if decl.init is not None else decl.span
             raise self.error("PF0303", f"expected an initialisation, got {describe(init)}", span, help=INIT_HELP)
         root = self.regions[0]
-        if name not in root.parameters:
+        path = ".".join([*self.prefix, name])
+        if path not in root.parameters:
             try:
                 t = TensorType("f32", dims)
             except TypeMismatch as e:
                 raise self.error(e.code, str(e), decl.span, help=e.help) from None
-            p = Parameter(name, t, Origin(name, str(decl.span)), path=name, init=init)
-            root.parameters[name] = root.builder.add(p)
-        return root.parameters[name]
+            p = Parameter(path, t, Origin(path, str(decl.span)), path=path, init=init, frozen=bool(self.prefix))
+            root.parameters[path] = root.builder.add(p)
+        return root.parameters[path]
 
     # ---- expressions ----
 
@@ -236,6 +255,9 @@ class Expressions(Context):
         raise self.error("PF0305", message, expr.span, notes=self.sizes_in(expr))
 
     def attribute(self, expr: ast.Attribute, env: Env) -> Any:
+        of = expr.value.name if isinstance(expr.value, ast.Name) else ""
+        if of in self.spec.uses and of not in env.names and not env.prelude:
+            return self.other_graph(of, expr.name, expr)
         value = self.value(expr.value, env)
         if not isinstance(value, Outputs):
             raise self.error("PF0304", f"only a graph's outputs have names, this is {describe(value)}", expr.span)
