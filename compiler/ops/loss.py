@@ -7,8 +7,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ..ir import Builder, Value
 from ..types import Dim, TensorType, TypeMismatch, scalar
 from .contract import At, Cost, Op, register
+from .elementwise import Mul, number
 
 
 def log_softmax(z: np.ndarray) -> np.ndarray:
@@ -26,8 +28,8 @@ def mean_over_targets(loss: np.ndarray, targets: np.ndarray) -> np.ndarray:
 class CrossEntropy(Op):
     """-log softmax(logits)[target], in nats, averaged over all entries with a target.
 
-    logits [.., classes]. targets are classes int[..] (negative: no target), or probabilities
-    float[.., classes], for which it is -sum(targets * log softmax(logits)).
+    logits [.., classes]. targets are classes int[..] (negative: no target), or distributions float[.., classes], for
+    which it is -sum(targets * log softmax(logits)) over the classes; every entry has one.
     """
 
     name: ClassVar[str] = "cross_entropy"
@@ -38,6 +40,12 @@ class CrossEntropy(Op):
     def infer(self, *inputs: TensorType) -> TensorType:
         logits, targets = inputs
         want = logits.dims if targets.is_float else logits.dims[:-1]
+        if targets.is_float and logits.rank and targets.names == logits.names and targets.dims != logits.dims:
+            a, b = next((a, b) for a, b in zip(logits.dims, targets.dims) if a != b)
+            raise TypeMismatch(
+                f"targets of `cross_entropy` that don't fit its logits: {a.name} is {b.size} in them, not {a.size}",
+                help="both must be over the same classes, in the same order",
+            )
         if not logits.is_float or not logits.rank or targets.dims != want:
             raise TypeMismatch(
                 f"`cross_entropy` of logits {logits} needs targets int[{', '.join(map(str, logits.dims[:-1]))}] "
@@ -112,6 +120,81 @@ class LinearCrossEntropy(Op):
         y = TensorType("i32", x.dims[:-1])
         op = cls(float(rng.uniform(0.5, 3)) if rng.random() < 0.5 else None)
         return op, [(x, floats(rng, x)), (table, floats(rng, table)), (y, integers(rng, y, -1, 7))]
+
+
+@register
+@dataclass(frozen=True)
+class LinearSoftCrossEntropy(Op):
+    """cross_entropy of one language model's head against the distribution of another's, as one op, so that no
+    [batch, time, vocab] of either need exist:
+
+        logits  = scale * softcap(x table^T)
+        targets = softmax(target_scale * softcap(target_x target_table^T))
+
+    x [.., d], table [vocab, d], target_x [.., e], target_table [vocab, e]; softcap and target_softcap None for
+    none. A mean over all entries. Source: knowledge distillation, arXiv:1503.02531 (scale = 1 / temperature).
+    """
+
+    name: ClassVar[str] = "linear_soft_cross_entropy"
+    family: ClassVar[str] = "loss"
+    tensors: ClassVar[tuple[str, ...]] = ("x", "table", "target_x", "target_table")
+    training_only: ClassVar[bool] = True
+    spelled: ClassVar[bool] = False
+    softcap: float | None = None
+    scale: float = 1.0
+    target_softcap: float | None = None
+    target_scale: float = 1.0
+
+    def infer(self, *inputs: TensorType) -> TensorType:
+        x, table, y, other = inputs
+        fits = x.dims[-1:] == table.dims[1:] and y.dims[-1:] == other.dims[1:]
+        if not fits or x.dims[:-1] != y.dims[:-1] or table.dims[0] != other.dims[0]:
+            raise TypeMismatch(f"`linear_soft_cross_entropy` can't take {x}, {table}, {y} and {other}")
+        return scalar(x.dtype)
+
+    def reference(self, at: At, *arrays: np.ndarray) -> np.ndarray:
+        x, table, y, other = arrays
+        z = _head(x, table, self.softcap, self.scale)
+        p = np.exp(log_softmax(_head(y, other, self.target_softcap, self.target_scale)))
+        return -np.mean(np.sum(p * log_softmax(z), -1))
+
+    def decompose(self, b: Builder, *values: Value) -> Value:
+        from .linear import Unembed
+        from .norm import Softcap, Softmax
+
+        def head(x: Value, table: Value, softcap: float | None, scale: float) -> Value:
+            z: Value = b.emit(Unembed(), x, table)
+            if softcap is not None:
+                z = b.emit(Softcap(softcap), z)
+            return z if scale == 1 else b.emit(Mul(), z, number(b, scale))
+
+        x, table, y, other = values
+        z = head(x, table, self.softcap, self.scale)
+        p = b.emit(Softmax(), head(y, other, self.target_softcap, self.target_scale))
+        found: Value = b.emit(CrossEntropy(), z, p)
+        return found
+
+    def cost(self, *inputs: TensorType) -> Cost:
+        x, table, y, other = inputs
+        rows = x.without([-1]).elements
+        elements = x.elements + table.elements + y.elements + other.elements
+        return Cost(2 * rows * (table.elements + other.elements), elements)
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator) -> tuple[Op, list[Any]]:
+        from .sampling import floats
+
+        rows, vocab = (Dim("batch", 2), Dim("time", int(rng.integers(1, 6)))), Dim("vocab", 7)
+        d, e = Dim("d", 4), Dim("e", 3)
+        types = [TensorType("f32", dims) for dims in ((*rows, d), (vocab, d), (*rows, e), (vocab, e))]
+        caps = [float(rng.uniform(0.5, 3)) if rng.random() < 0.5 else None for _ in range(2)]
+        scales = [float(rng.uniform(0.3, 2)) if rng.random() < 0.5 else 1.0 for _ in range(2)]
+        return cls(caps[0], scales[0], caps[1], scales[1]), [(t, floats(rng, t)) for t in types]
+
+
+def _head(x: np.ndarray, table: np.ndarray, softcap: float | None, scale: float) -> np.ndarray:
+    z = x @ table.T
+    return scale * (z if softcap is None else softcap * np.tanh(z / softcap))
 
 
 @register

@@ -39,10 +39,10 @@ def linear_cross_entropy(call: Call, x: jax.Array, table: jax.Array, targets: ja
     compute, wide = DTYPES[call.policy.compute], DTYPES[call.policy.wide]
     rows = math.prod(x.shape[:-1])
     chunks = -(-rows * table.shape[0] * jnp.dtype(wide).itemsize // call.policy.loss_bytes)
-    return head(x.astype(compute), table.astype(compute), targets, call.op.softcap, _divisor(x.shape[-2], chunks))
+    return head(x.astype(compute), table.astype(compute), targets, call.op.softcap, divisor(x.shape[-2], chunks))
 
 
-def _divisor(n: int, least: int) -> int:
+def divisor(n: int, least: int) -> int:
     """The smallest divisor of n that is at least `least`."""
     return next(c for c in range(max(min(least, n), 1), n + 1) if n % c == 0)
 
@@ -61,14 +61,14 @@ def head(x: jax.Array, table: jax.Array, targets: jax.Array, softcap: float | No
         nats = jax.nn.logsumexp(z, -1) - jnp.sum(jnp.where(_hits(z, tc), z, 0), -1)
         return total + jnp.sum(jnp.where(tc >= 0, nats, 0)), None
 
-    total, _ = lax.scan(one, jnp.zeros((), _wide(x)), (_parts(x, chunks, -2), _parts(targets, chunks, -1)))
+    total, _ = lax.scan(one, jnp.zeros((), wide(x)), (parts(x, chunks, -2), parts(targets, chunks, -1)))
     return total / jnp.maximum(jnp.sum(targets >= 0), 1)
 
 
 def _forward(
     x: jax.Array, table: jax.Array, targets: jax.Array, softcap: float | None, chunks: int
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    weight = (1 / jnp.maximum(jnp.sum(targets >= 0), 1)).astype(_wide(x))
+    weight = (1 / jnp.maximum(jnp.sum(targets >= 0), 1)).astype(wide(x))
 
     def one(xc: jax.Array, tc: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """(sum of losses, its gradient by x, its gradient by the table [d, vocab]) of one chunk."""
@@ -90,14 +90,14 @@ def _forward(
         flat = dz.reshape(-1, dz.shape[-1])
         narrow = lax.optimization_barrier(xc.reshape(flat.shape[0], -1).T)
         # [d, vocab]: of the two factors the narrow one is transposed.
-        dtable = lax.dot(narrow, flat, preferred_element_type=_wide(x))
+        dtable = lax.dot(narrow, flat, preferred_element_type=wide(x))
         return jnp.sum(jnp.where(valid, nats, 0)), dx, dtable
 
     def add(carry: tuple[jax.Array, jax.Array], part: tuple[jax.Array, jax.Array]):  # type: ignore[no-untyped-def]
         total, dx, dtable = one(*part)
         return (carry[0] + total, carry[1] + dtable), dx
 
-    xs, ts = _parts(x, chunks, -2), _parts(targets, chunks, -1)
+    xs, ts = parts(x, chunks, -2), parts(targets, chunks, -1)
     total, dx, dtable = one(xs[0], ts[0])
     dx = dx[None]
     if chunks > 1:
@@ -115,11 +115,11 @@ def _backward(softcap: float | None, chunks: int, kept: tuple[jax.Array, jax.Arr
 head.defvjp(_forward, _backward)
 
 
-def _wide(x: jax.Array) -> jnp.dtype:
+def wide(x: jax.Array) -> jnp.dtype:
     return jnp.promote_types(x.dtype, jnp.float32)
 
 
-def _parts(a: jax.Array, chunks: int, axis: int) -> jax.Array:
+def parts(a: jax.Array, chunks: int, axis: int) -> jax.Array:
     """[.., time, ..] as [chunks, .., time / chunks, ..]."""
     axis %= a.ndim
     shape = (*a.shape[:axis], chunks, a.shape[axis] // chunks, *a.shape[axis + 1 :])
@@ -128,7 +128,7 @@ def _parts(a: jax.Array, chunks: int, axis: int) -> jax.Array:
 
 def _logits(x: jax.Array, table: jax.Array, softcap: float | None) -> tuple[jax.Array, jax.Array | None]:
     """(logits [.., vocab], the tanh behind a cap)."""
-    z = lax.dot_general(x, table, (((x.ndim - 1,), (1,)), ((), ())), preferred_element_type=_wide(x))
+    z = lax.dot_general(x, table, (((x.ndim - 1,), (1,)), ((), ())), preferred_element_type=wide(x))
     if softcap is None:
         return z, None
     tanh = jnp.tanh(z * (1 / softcap))
