@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
-from planform.backends.xla import Policy, from_logical
-from planform.compiler.program import program
+from planform.backends.xla import Policy
+from planform.compiler.program import Program, program
 from planform.spec import Spec
 
 from .checkpoint import steps
@@ -19,6 +20,7 @@ from .mesh import devices_of, make_mesh, provide_devices, rules_of, share_of
 from .run import parameters_of_run, read_run, spec_of_run
 from .train import open_data
 from .updates import Layout, Updates
+from .uses import get, not_given, of_run
 
 Values = dict[str, Any]
 
@@ -49,19 +51,25 @@ def evaluate_run(
     words = folder / "tokenizer"
     given = files if files is not None else told.get("files")
     data, _ = open_data(chosen, share, folder, given, words if words.is_dir() else None)
-    return measure(chosen, layout, data, parameters_of_run(folder, step), batches) | {
+    frozen = get(of_run(folder, spec, [u.heldout for u in chosen.updates]))
+    return measure(chosen, layout, data, parameters_of_run(folder, step), batches, frozen) | {
         "step": steps(folder)[-1] if step is None else step
     }
 
 
-def measure(chosen: Any, layout: Layout, data: Any, logical: Mapping[str, Any], batches: int | None = None) -> Values:
-    """Held-out losses of parameters by logical name, each a mean over all entries that have a target."""
+def measure(
+    chosen: Program,
+    layout: Layout,
+    data: Any,
+    logical: Mapping[str, Any],
+    batches: int | None = None,
+    frozen: Callable[[str], np.ndarray] = not_given,
+) -> Values:
+    """Held-out losses of parameters by logical name, each a mean over all entries that have a target; `frozen` gives
+    those of used specs, where a loss needs them."""
     count = batches or chosen.evaluate_batches
-    updates = Updates(chosen, layout)
-    parameters: dict[str, jax.Array] = {}
-    for update in updates.each:
-        made = from_logical(lambda n: logical[n], update.graph, layout.policy)
-        parameters |= {n: jax.device_put(a, updates.shardings[n]) for n, a in made.items() if n in updates.shardings}
+    updates = Updates(replace(chosen, updates=tuple(replace(u, loss=u.heldout) for u in chosen.updates)), layout)
+    parameters, others = updates.place(lambda n: logical[n]), updates.place_frozen(frozen)
     values: Values = {}
     for update in updates.each:
         total = weight = 0.0
@@ -69,11 +77,11 @@ def measure(chosen: Any, layout: Layout, data: Any, logical: Mapping[str, Any], 
             placed = {
                 n: jax.make_array_from_process_local_data(s, batch[n]) for n, s in update.inputs.items() if n in batch
             }
-            v, w = update.measure(parameters, placed)
+            v, w = update.measure(parameters, placed, others)
             total, weight = total + float(v), weight + float(w)
         prefix = f"{update.name}/" if len(updates.each) > 1 else ""
         values[f"{prefix}heldout_loss"] = total / max(weight, 1e-9)
-    if isinstance(data, TextData) and len(updates.each) == 1:
+    if isinstance(data, TextData) and len(updates.each) == 1 and updates.each[0].per_target:
         values["bits_per_byte"] = data.bits_per_byte(values["heldout_loss"])
         values["bigram_bits_per_byte"] = data.bigram_bits_per_byte(count)
     return values

@@ -117,10 +117,14 @@ def make_mesh(axes: Mapping[str, int]) -> Mesh:
 
 
 def rules_of(spec: Spec) -> Rules:
-    """The spec's sharding in order; a spec that says nothing of `batch` or `data` has it split over `data`."""
+    """The spec's sharding in order; a spec that says nothing of `batch` or `data` has it split over `data`. Behind
+    it the rules of the specs it uses, for their own tensors (`teacher.vocab`)."""
     rules = tuple((r.dim, r.axes) for r in spec.sharding)
-    said = any(dim == "batch" or "data" in axes for dim, axes in rules)
-    return rules if said else (*rules, ("batch", ("data",)))
+    if not any(dim == "batch" or "data" in axes for dim, axes in rules):
+        rules = (*rules, ("batch", ("data",)))
+    for used in spec.uses.values():
+        rules += tuple((f"{used.name}.{dim}", tuple(axes)) for dim, axes in rules_of(used.spec) if "." not in dim)
+    return rules
 
 
 def check_mesh(spec: Spec, graphs: Iterable[Graph], axes: Mapping[str, int], batch: int, accumulate: int = 1) -> None:

@@ -68,7 +68,7 @@ def read_run(folder: str | Path) -> dict[str, Any]:
 
 
 def spec_of_run(folder: str | Path, overrides: Sequence[str] = ()) -> Spec:
-    """The spec that a run trains, its size and overrides applied.
+    """The spec that a run trains, its size and overrides applied; those it uses are read when they are asked for.
 
     overrides  further ones, which a trained model allows as far as every parameter stays what it is: the window of
                local attention, for instance (Gemma 2, table 10)
@@ -78,7 +78,7 @@ def spec_of_run(folder: str | Path, overrides: Sequence[str] = ()) -> Spec:
     base = Path(told["folder"]) if told["folder"] else None
 
     def load(more: Sequence[str]) -> Spec:
-        return load_text(told["text"], told["name"], told["size"], (*told["overrides"], *more), base)
+        return load_text(told["text"], told["name"], told["size"], (*told["overrides"], *more), base, complete=False)
 
     if not overrides:
         return load(())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,10 @@ from .errors import UserError
 from .mesh import Axes, check_mesh, default_axes, devices_of, make_mesh, mesh_text, provide_devices, rules_of, share_of
 from .metrics import Metrics
 from .progress import Progress
-from .run import write_run
+from .run import read_run, write_run
 from .trainer import Result, Trainer, Values
 from .updates import Layout
+from .uses import KEY, find, get
 
 COMPUTE = {"float32": "f32", "bfloat16": "bf16", "float64": "f64"}
 """What a training step can compute in, by its name in a spec; parameters stay float32, or float64 with float64."""
@@ -51,6 +53,7 @@ def train(
     precision: str | None = None,
     resume: bool = True,
     quiet: bool = False,
+    uses: Mapping[str, str | Path] | None = None,
 ) -> Result:
     """Runs the training program of a spec; everything it writes is in `folder`.
 
@@ -62,6 +65,8 @@ def train(
     precision  float32, bfloat16 or float64, what to compute in
     resume     go on where the folder's last checkpoint was (it must be of the same data, batch and seed); False
                refuses a folder that has one
+    uses       folders of the runs whose weights the used specs take, by the names under `uses`; a run that goes on
+               finds them again where they were
     In a run of several processes all of them call it alike, after `distributed.begin`.
 
     Raises: SpecError, UserError.
@@ -84,13 +89,17 @@ def train(
     share = share_of(layout.mesh, layout.rules, chosen.batch)
     data, words = open_data(chosen, share, folder, files, tokenizer)
     first = jax.process_index() == 0
+    told = read_run(folder).get(KEY, {}) if saved_steps(folder) else None
+    others = find(spec, [g for u in chosen.updates for g in (u.loss, u.heldout)], uses or {}, told, words)
     if first:
         facts = {**_facts(chosen, data, layout, words), "files": _absolute(files)}
+        if others:
+            facts[KEY] = {name: weights.told() for name, weights in others.items()}
         write_run(folder, spec, overrides, facts)
         if words:
             (folder / "tokenizer").mkdir(exist_ok=True)
             words.save(folder / "tokenizer")
-    with Trainer(chosen, data, layout, folder) as trainer:
+    with Trainer(chosen, data, layout, folder, frozen=get(others)) as trainer:
         begun = trainer.state.step
         trainer.observer = log = Log(folder, chosen, begun, quiet or not first, first)
         if begun:
@@ -132,7 +141,10 @@ def _with_length(chosen: Program, length: int) -> Program:
 
 def _default(chosen: Program) -> Axes:
     provide_devices()
-    numbers = sum(count(u.loss) * (2 + MOMENTS[u.optimizer.name]) for u in chosen.updates)
+    numbers = 0
+    for u in chosen.updates:
+        frozen = sum(math.prod(p.type.shape({})) for p in u.loss.parameters if p.frozen)
+        numbers += frozen + (count(u.loss) - frozen) * (2 + MOMENTS[u.optimizer.name])
     return default_axes(chosen.batch, chosen.accumulate, 4 * numbers)
 
 

@@ -6,13 +6,14 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from planform.compiler.program import Program
@@ -23,6 +24,7 @@ from .errors import UserError
 from .mesh import mesh_text
 from .state import State, restore
 from .updates import Layout, OneUpdate, Updates
+from .uses import not_given
 
 Values = dict[str, float]
 
@@ -64,6 +66,7 @@ class Trainer:
     """One run of a program.
 
     data      batches; each process reads its own share (`mesh.share_of`)
+    frozen    gives each parameter of the specs that the program uses, by its path (`uses.get`)
     folder    where checkpoints go; None keeps none
     observer  None to tell nobody
 
@@ -78,10 +81,12 @@ class Trainer:
         layout: Layout,
         folder: str | Path | None = None,
         observer: Observer | None = None,
+        frozen: Callable[[str], np.ndarray] = not_given,
     ) -> None:
         self.program, self.data, self.layout, self.observer = program, data, layout, observer
         self.folder = Path(folder) if folder is not None else None
         self.updates = Updates(program, layout)
+        self._frozen = self.updates.place_frozen(frozen)
         self._draws = sum(u.repeat for u in self.updates.each)
         self._facts = data.describe()
         self._checkpoints = Checkpoints(self.folder, program.keep) if self.folder else None
@@ -184,7 +189,7 @@ class Trainer:
                 self._size = update.size(batch)
                 number = self.state.step * update.repeat + again + 1
                 parameters, optimizers[update.name], metrics = update.step(
-                    parameters, optimizers[update.name], batch, number
+                    parameters, optimizers[update.name], batch, number, self._frozen
                 )
             made[update.name] = metrics
         self.state = State(parameters, optimizers, self.state.step + 1)
@@ -234,14 +239,15 @@ class Trainer:
         totals: dict[str, list[Any]] = {u.name: [] for u in self.updates.each}
         for batch in self.data.heldout(self.program.evaluate_batches):
             for update in self.updates.each:
-                totals[update.name].append(update.measure(self.state.parameters, self._place(update, batch)))
+                placed = self._place(update, batch)
+                totals[update.name].append(update.measure(self.state.parameters, placed, self._frozen))
         values: Values = {}
         for name, made in jax.device_get(totals).items():
             prefix = f"{name}/" if len(totals) > 1 else ""
             weight = sum(float(w) for _, w in made)
             values[f"{prefix}heldout_loss"] = sum(float(v) for v, _ in made) / max(weight, 1e-9)
         bits = getattr(self.data, "bits_per_byte", None)
-        if bits and len(totals) == 1:
+        if bits and len(totals) == 1 and self.updates.each[0].per_target:
             values["bits_per_byte"] = bits(values["heldout_loss"])
         self._values.update(values)
         return values

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from planform.backends.xla import Policy, Stored, initialise, lower, shardings, storage
+from planform.backends.xla import Policy, Stored, from_logical, initialise, lower, shardings, storage
 from planform.backends.xla.lower import Lowered
 from planform.backends.xla.policy import DTYPES
 from planform.compiler.analyses.sharding import Rules, spec_for
 from planform.compiler.ir import Graph, Input
+from planform.compiler.passes.loss_weight import WEIGHT
 from planform.compiler.passes.pipeline import optimise
 from planform.compiler.program import Program, Update
 
@@ -43,11 +45,17 @@ class Layout:
 
 
 class Updates:
-    """A program on a mesh. Its parameters are stored as the first update that has them stores them."""
+    """A program on a mesh. Its parameters are stored as the first graph that has them stores them.
+
+    storage    what is trained, and kept in checkpoints
+    frozen     what other specs bring
+    shardings  where each of both is
+    """
 
     def __init__(self, program: Program, layout: Layout) -> None:
         self.program, self.layout = program, layout
         self.storage: dict[str, Stored] = {}
+        self.frozen: dict[str, Stored] = {}
         self.shardings: dict[str, NamedSharding] = {}
         self._owner: dict[str, Graph] = {}
         covered: set[str] = set()
@@ -55,34 +63,44 @@ class Updates:
             replace(u, loss=optimise(u.loss, "xla", "training"), heldout=optimise(u.heldout, "xla", "training"))
             for u in program.updates
         ]
-        for update in updates:
-            places = shardings(update.loss, layout.policy, layout.mesh, layout.rules)
-            new = {n: s for n, s in storage(update.loss, layout.policy).items() if s.logical[0] not in covered}
-            self.storage.update(new)
+        for graph in (g for u in updates for g in (u.loss, u.heldout)):
+            places = shardings(graph, layout.policy, layout.mesh, layout.rules)
+            new = {n: s for n, s in storage(graph, layout.policy).items() if s.logical[0] not in covered}
+            self.storage.update({n: s for n, s in new.items() if not s.frozen})
+            self.frozen.update({n: s for n, s in new.items() if s.frozen})
             self.shardings.update({n: places[n] for n in new})
-            self._owner.update(dict.fromkeys(new, update.loss))
+            self._owner.update(dict.fromkeys(new, graph))
             covered.update(name for s in new.values() for name in s.logical)
-        self.each = tuple(OneUpdate(u, program, layout, self.storage, self.shardings) for u in updates)
+        self.each = tuple(OneUpdate(u, program, layout, self.storage, self.frozen, self.shardings) for u in updates)
 
     def initialise(self, seed: int) -> Arrays:
-        """First values of all parameters."""
-        found: Arrays = {}
-        for graph in dict.fromkeys(self._owner.values()):
-            made = initialise(graph, self.layout.policy, seed, shardings(graph, *self._layout()))
-            found.update({n: a for n, a in made.items() if self._owner.get(n) is graph})
-        return found
+        """First values of what is trained."""
+        return self._made(self.storage, lambda graph, *rest: initialise(graph, self.layout.policy, seed, *rest))
 
-    def _layout(self) -> tuple[Policy, Mesh, Rules]:
-        return self.layout.policy, self.layout.mesh, self.layout.rules
+    def place(self, get: Callable[[str], np.ndarray]) -> Arrays:
+        """What is trained, from a function that gives each logical parameter."""
+        return self._made(self.storage, lambda graph, *rest: from_logical(get, graph, self.layout.policy, *rest))
+
+    def place_frozen(self, get: Callable[[str], np.ndarray]) -> Arrays:
+        """What is frozen, from a function that gives each logical parameter."""
+        return self._made(self.frozen, lambda graph, *rest: from_logical(get, graph, self.layout.policy, *rest))
+
+    def _made(self, which: Mapping[str, Stored], make: Callable[..., Arrays]) -> Arrays:
+        found: Arrays = {}
+        for graph in dict.fromkeys(self._owner[n] for n in which):
+            own = {n for n in which if self._owner[n] is graph}
+            found |= make(graph, {n: self.shardings[n] for n in own}, own)
+        return found
 
 
 class OneUpdate:
     """One loss with its optimizer.
 
     initial(trained parameters) -> optimizer state
-    step(parameters, optimizer state, batch, number) -> (parameters, optimizer state, metrics); the first two are
-    donated. number is that of the update, from 1.
-    measure(parameters, batch) -> (loss * weight, weight): for means over several batches.
+    step(parameters, optimizer state, batch, number, frozen) -> (parameters, optimizer state, metrics); the first two
+    are donated. number is that of the update, from 1.
+    measure(parameters, batch, frozen) -> (loss * weight, weight): for means over several batches.
+    per_target says whether the held-out loss is the mean of one cross-entropy over classes: nats a token, in text.
     """
 
     def __init__(
@@ -90,31 +108,33 @@ class OneUpdate:
         update: Update,
         program: Program,
         layout: Layout,
-        stored: Mapping[str, Stored],
+        own: Mapping[str, Stored],
+        frozen: Mapping[str, Stored],
         places: Mapping[str, NamedSharding],
     ) -> None:
         self.name, self.graph = update.name, update.loss
         self.repeat = update.repeat
         self._accumulate = program.accumulate
         self._seed = program.seed
-        self._stored = stored
+        self._stored = {**own, **frozen}
         self._layout = layout
+        self.per_target = WEIGHT in update.heldout.outputs
         self._run, self._run_heldout = self._runner(update.loss), self._runner(update.heldout)
         used = {name for s in storage(update.loss, layout.policy).values() for name in s.logical}
-        masks = {n: mask(update.params, s) for n, s in stored.items() if used.intersection(s.logical)}
+        masks = {n: mask(update.params, s) for n, s in own.items() if used.intersection(s.logical)}
         self.trained: dict[str, Mask] = {n: m for n, m in masks.items() if m is not False}
         updates = program.steps * update.repeat
-        self.transformation = optimizer(update.optimizer, stored, self.trained, updates)
+        self.transformation = optimizer(update.optimizer, own, self.trained, updates)
         self._rate: Schedule = schedule(update.optimizer.arguments["learning_rate"], updates)
-        self.inputs = layout.inputs(update.loss)
+        self.inputs = layout.inputs(update.loss) | layout.inputs(update.heldout)
         self._dtype = DTYPES[layout.policy.wide]
         whole = NamedSharding(layout.mesh, PartitionSpec())
-        mine = {n: jax.ShapeDtypeStruct(stored[n].type.shape({}), DTYPES[layout.policy.stored]) for n in self.trained}
+        mine = {n: jax.ShapeDtypeStruct(own[n].type.shape({}), DTYPES[layout.policy.stored]) for n in self.trained}
         shapes = jax.eval_shape(self.transformation.init, mine)
         # What the optimizer keeps for a parameter lives where the parameter does.
         here = jax.tree_util.tree_map_with_path(lambda path, _: places.get(_last(path), whole), shapes)
         self.initial = jax.jit(self.transformation.init, out_shardings=here)
-        self.step = jax.jit(self._step, donate_argnums=(0, 1), out_shardings=(dict(places), here, whole))
+        self.step = jax.jit(self._step, donate_argnums=(0, 1), out_shardings=({n: places[n] for n in own}, here, whole))
         self.measure = jax.jit(self._measure, out_shardings=whole)
 
     def size(self, batch: Mapping[str, Any]) -> int:
@@ -124,12 +144,14 @@ class OneUpdate:
                 return math.prod(batch[v.name].shape[: v.type.axis(self.graph.stream) + 1])
         return next(len(a) for a in batch.values())
 
-    def _step(self, parameters: Arrays, state: Any, batch: Arrays, number: Any) -> tuple[Arrays, Any, Arrays]:
+    def _step(
+        self, parameters: Arrays, state: Any, batch: Arrays, number: Any, frozen: Arrays
+    ) -> tuple[Arrays, Any, Arrays]:
         trained = {n: parameters[n] for n in self.trained}
         key = jax.random.fold_in(jax.random.key(self._seed), number)
 
         def loss(trained: Arrays, part: Arrays, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-            return self._loss(self._run, {**parameters, **trained}, part, key)
+            return self._loss(self._run, {**frozen, **parameters, **trained}, part, key)
 
         differentiated = jax.value_and_grad(loss, has_aux=True)
         (value, weight), gradients = _accumulated(differentiated, trained, batch, key, self._accumulate, self._dtype)
@@ -140,9 +162,9 @@ class OneUpdate:
         rate = self._rate(number)
         return parameters, state, {"loss": value, "weight": weight, "gradient_norm": norm, "learning_rate": rate}
 
-    def _measure(self, parameters: Arrays, batch: Arrays) -> tuple[jax.Array, jax.Array]:
+    def _measure(self, parameters: Arrays, batch: Arrays, frozen: Arrays) -> tuple[jax.Array, jax.Array]:
         def one(_: None, part: Arrays) -> tuple[None, tuple[jax.Array, jax.Array]]:
-            value, weight = self._loss(self._run_heldout, parameters, part, None)
+            value, weight = self._loss(self._run_heldout, {**frozen, **parameters}, part, None)
             return None, (value * weight, weight)
 
         _, (values, weights) = lax.scan(one, None, _parts(batch, self._accumulate))
@@ -161,7 +183,7 @@ class OneUpdate:
 
     def _weight(self, out: Arrays) -> jax.Array:
         """Where a graph doesn't say how much its loss counts for, every part of a batch counts alike."""
-        return out.get("weight", jnp.ones(()))
+        return out.get(WEIGHT, jnp.ones(()))
 
 
 def _last(path: tuple[Any, ...]) -> Any:

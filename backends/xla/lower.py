@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from planform.compiler.analyses.sharding import Rules, normalise, spec_for
+from planform.compiler.analyses.sharding import Rules, normalise, spec_for, within
 from planform.compiler.ir import Buffer, Builder, Graph, Input, Node, Parameter, State, Value, bind
 from planform.compiler.ops.attention import Rope
 from planform.compiler.ops.control import Repeat
@@ -88,7 +88,7 @@ class _Run:
             elif isinstance(v, Buffer):
                 values[v] = jax.tree.map(inputs.__getitem__, stored_names(self.graph, self.plan, v))
             elif isinstance(v, Input):
-                values[v] = self.constrain(self.input(v, inputs, rng), v.type)
+                values[v] = self.constrain(self.input(v, inputs, rng), v)
         self.nodes(self.graph.nodes, values)
         return self.outputs(values)
 
@@ -149,7 +149,7 @@ class _Run:
         results = found(call, *arguments)
         if op.family in ("elementwise", "activation"):
             return results  # they keep what their operands have
-        return [self.constrain(r, v.type) for r, v in zip(results, node.outputs)]
+        return [self.constrain(r, v) for r, v in zip(results, node.outputs)]
 
     def decomposed(self, node: Node, arguments: Sequence[Any]) -> Sequence[Any]:
         b = Builder(node.op.name)
@@ -164,11 +164,11 @@ class _Run:
         self.nodes(b.nodes, values)
         return [values[v] for v in (made if isinstance(made, tuple) else (made,))]
 
-    def constrain(self, x: Any, t: TensorType) -> Any:
-        """x, kept split as the rules say."""
+    def constrain(self, x: Any, v: Value) -> Any:
+        """x, what v stands for, kept split as the rules say."""
         if self.mesh is None or isinstance(x, Lazy):
             return x
-        spec = spec_for(t, self.rules, self.mesh.axis_names)
+        spec = spec_for(v.type, within(self.rules, v.origin.path), self.mesh.axis_names)
         if not any(spec):
             return x
         return lax.with_sharding_constraint(x, NamedSharding(self.mesh, PartitionSpec(*spec)))
@@ -188,7 +188,7 @@ class _Run:
             inner = replace(self, shared=dict(self.shared))
             values = dict(zip(region.inputs, [*carries, *slices, *invariants], strict=True))
             inner.nodes(region.nodes, values)
-            carried = tuple(self.constrain(self.cast(values[v], v.type), v.type) for v in outs[: op.carries])
+            carried = tuple(self.constrain(self.cast(values[v], v.type), v) for v in outs[: op.carries])
             made = [values[v] for v in outs[op.carries :]]
             return carried, [_stack(v) for v in made]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from planform.compiler.analyses.sharding import normalise, spec_for
+from planform.compiler.analyses.sharding import normalise, spec_for, within
 from planform.compiler.ir import Graph, Init, Parameter, State, stacked_dim
 from planform.compiler.parameters import gather, layers, sample, scatter, stack_shape
 from planform.compiler.types import TensorType
@@ -24,12 +24,14 @@ from .policy import DTYPES, Policy
 @dataclass(frozen=True)
 class Stored:
     """One array of a program's parameters: its name with slices, its type with the stacks' leading dims,
-    how it starts, and the logical parameters in it, in the order of its leading dims."""
+    how it starts, and the logical parameters in it, in the order of its leading dims. A frozen one is another
+    spec's; nothing updates it, so it is kept in the dtype that is computed in."""
 
     name: str
     type: TensorType
     init: Init
     logical: tuple[str, ...]
+    frozen: bool = False
 
     @property
     def stacked(self) -> int:
@@ -42,7 +44,8 @@ def _stored(graph: Graph, plan: Plan, v: Parameter | State) -> list[Stored]:
     for name in jax.tree.leaves(stored_names(graph, plan, v)):
         lead = tuple(stacked_dim(n) for n in stack_shape(name))
         init = v.init if isinstance(v, Parameter) else Init("zeros")
-        found.append(Stored(name, v.type.with_dims((*lead, *own)), init, tuple(layers(name))))
+        frozen = isinstance(v, Parameter) and v.frozen
+        found.append(Stored(name, v.type.with_dims((*lead, *own)), init, tuple(layers(name)), frozen))
     return found
 
 
@@ -56,13 +59,15 @@ def shardings(graph: Graph, policy: Policy, mesh: Mesh, rules: Any) -> dict[str,
     """Where each stored parameter lives on a mesh, by the names of its dims."""
     ordered = normalise(rules)
     return {
-        name: NamedSharding(mesh, PartitionSpec(*spec_for(s.type, ordered, mesh.axis_names)))
+        name: NamedSharding(mesh, PartitionSpec(*spec_for(s.type, within(ordered, name), mesh.axis_names)))
         for name, s in storage(graph, policy).items()
     }
 
 
-def _dtype(t: TensorType, policy: Policy) -> Any:
-    return DTYPES[policy.stored if t.dtype == "f32" else t.dtype]
+def _dtype(s: Stored, policy: Policy) -> Any:
+    if s.type.dtype != "f32":
+        return DTYPES[s.type.dtype]
+    return DTYPES[policy.compute if s.frozen else policy.stored]
 
 
 def from_logical(
@@ -70,14 +75,17 @@ def from_logical(
     graph: Graph,
     policy: Policy,
     shardings: Mapping[str, NamedSharding] | None = None,
+    only: Collection[str] | None = None,
 ) -> dict[str, jax.Array]:
-    """Stored parameters from a function that gives each logical one.
+    """Stored parameters, those in `only` if it is given, from a function that gives each logical one.
 
     With shardings a device gets its own part only. Raises: ValueError where a shape doesn't fit.
     """
     found: dict[str, jax.Array] = {}
     for name, s in storage(graph, policy).items():
-        array = np.asarray(gather(name, get), _dtype(s.type, policy))
+        if only is not None and name not in only:
+            continue
+        array = np.asarray(gather(name, get), _dtype(s, policy))
         if array.shape != s.type.shape({}):
             raise ValueError(f"`{name}` is {s.type}, the array given has shape {list(array.shape)}")
         if shardings is None:
@@ -88,14 +96,18 @@ def from_logical(
 
 
 def initialise(
-    graph: Graph, policy: Policy, seed: int, shardings: Mapping[str, NamedSharding] | None = None
+    graph: Graph,
+    policy: Policy,
+    seed: int,
+    shardings: Mapping[str, NamedSharding] | None = None,
+    only: Collection[str] | None = None,
 ) -> dict[str, jax.Array]:
     """First values, from the seed and each logical name alone: every grouping and mesh starts from the same."""
     inits: dict[str, tuple[Init, tuple[int, ...]]] = {}
     for s in storage(graph, policy).values():
         for name in s.logical:
             inits[name] = (s.init, s.type.shape({})[s.stacked :])
-    return from_logical(lambda name: sample(*inits[name], seed, name), graph, policy, shardings)
+    return from_logical(lambda name: sample(*inits[name], seed, name), graph, policy, shardings, only)
 
 
 def to_logical(params: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -30,6 +30,10 @@ def train(
     tokenizer: Annotated[
         str | None, typer.Option("--tokenizer", metavar="PATH", help="`bytes` or a tokenizer.json.")
     ] = None,
+    uses: Annotated[
+        list[str] | None,
+        typer.Option("--with", metavar="NAME=RUN", help="The run whose weights a spec under `uses` takes."),
+    ] = None,
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Steps in all.")] = None,
     batch: Annotated[int | None, typer.Option("--batch", min=1, help="Examples in a step, over all replicas.")] = None,
     length: Annotated[int | None, typer.Option("--length", min=2, help="Tokens in an example.")] = None,
@@ -70,6 +74,7 @@ def train(
 
     from ..mesh import parse_mesh
     from ..train import train as run
+    from ..uses import parse_with
     from .console import err, print_json
 
     axes = parse_mesh(mesh) if mesh else None
@@ -91,6 +96,7 @@ def train(
         precision=precision,
         resume=resume,
         quiet=quiet,
+        uses=parse_with(uses or ()),
     )
     if as_json:
         print_json({"folder": str(target), "step": result.step, "stopped_by_signal": result.signal,

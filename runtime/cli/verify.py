@@ -57,7 +57,8 @@ def verify(
 
     from planform.compiler.elaborate import elaborate
 
-    from ..run import parameters_of_run, spec_of_run
+    from ..run import spec_of_run
+    from ..uses import all_parameters
     from ..verify import verify as run
     from .options import load_spec
 
@@ -67,7 +68,7 @@ def verify(
     small_enough(found_graph)
     if break_it:
         raise typer.Exit(int(not _mutations(found_graph, label(spec), backends, seed, tolerance, as_json)))
-    weights = parameters_of_run(target) if trained else None
+    weights = all_parameters(target, spec, losses(spec)) if trained else None
     folder = artefact(onnx) if onnx else None
     usable = onnx if trained and folder and not folder["problems"] and folder["form"] == "step" else None
     if not as_json:
