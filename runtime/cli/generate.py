@@ -203,6 +203,6 @@ def _read(file: str) -> str:
     try:
         return Path(file).read_text(encoding="utf-8")
     except OSError as error:
-        raise UserError(f"can't read {file}: {error.strerror}") from error
+        raise UserError(f"can't read {file}: {error.strerror}", help="give a text file, or - for the input") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{file} isn't UTF-8 text") from error
+        raise UserError(f"{file} isn't UTF-8 text", help="give a text file, or - for the input") from error

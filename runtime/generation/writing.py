@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..data.streams import TextStream
 from ..errors import UserError
 from .decoders import Decoder
 from .model import Model
@@ -20,7 +21,7 @@ EOS, STOP, TOKENS = "eos", "stop", "tokens"
 class Rows:
     """Rows that are written at once.
 
-    decoder   what computes; its streams begin anew
+    decoder   what computes; its streams begin anew with every `Rows`
     prompts   integer [time] each, of any lengths
     tokens    how many to write, at most
     sampling  how they are chosen
@@ -54,6 +55,7 @@ class Rows:
         self._sampling, self._ends = sampling, frozenset(ends)
         self._vocab = min(decoder.vocab, vocab or decoder.vocab)
         self.ended: list[str | None] = [None] * len(prompts)
+        decoder.start(len(prompts), max(len(ids) for ids in prompts) + tokens)
 
     def end(self, row: int, why: str = STOP) -> None:
         self.ended[row] = self.ended[row] or why
@@ -67,7 +69,6 @@ class Rows:
             feed[row, : len(ids)] = ids
             if seen is not None:
                 seen[row, ids[ids < self._vocab]] = True
-        self._decoder.start(batch, int(count.max()) + self._tokens)
         for step in range(self._tokens):
             logits = self._decoder.feed(feed, count)[:, : self._vocab]
             chosen = sample(logits, self._sampling, step, seen)
@@ -113,7 +114,7 @@ def write(
 
     stops  strings that end a row; they are never said
     ends   ids that end a row; those of the model, unless given
-    Raises: UserError as `Rows` and `StopStrings` do.
+    Raises: UserError as `Rows` and `StopStrings` do, before anything is written.
     """
     held = [StopStrings(stops) for _ in prompts]
     rows = Rows(model.decoder, prompts, tokens, sampling, model.ends if ends is None else ends,
@@ -123,6 +124,10 @@ def write(
         for i in ids:
             stream.write(int(i))  # so that what follows decodes as it would behind the prompt
         stream.flush()
+    return _pieces(rows, streams, held)
+
+
+def _pieces(rows: Rows, streams: Sequence[TextStream], held: Sequence[StopStrings]) -> Iterator[Piece]:
     for row, token in rows:
         if token is None:
             text = held[row].write(streams[row].flush()) + held[row].flush()
