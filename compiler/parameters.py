@@ -82,7 +82,9 @@ def sample(init: Init, shape: tuple[int, ...], seed: int, name: str) -> np.ndarr
     """First values of one logical parameter, float32, from (seed, name) alone.
 
     zeros, ones, constant(v); normal(std); uniform(a): U(-a, a);
-    fan_in(k[, scale]): normal(0, scale / sqrt(product of the first k sizes)) (LeCun et al., 1998).
+    fan_in(k[, scale]): normal(0, scale / sqrt(product of the first k sizes)) (LeCun et al., 1998);
+    ring(low, high): p such that exp(-softplus(p)) is the radius of a point drawn evenly from the ring between
+    the two radii, 0 < low < high < 1 (Orvieto et al., arXiv:2303.06349, appendix A).
     Raises: ValueError for an unknown initialisation.
     """
     a = init.arguments
@@ -98,10 +100,15 @@ def sample(init: Init, shape: tuple[int, ...], seed: int, name: str) -> np.ndarr
     if init.name == "fan_in":
         fan = int(np.prod(shape[: int(a[0]) if a else 1])) or 1
         return rng.standard_normal(shape, np.float32) * np.float32((a[1] if len(a) > 1 else 1.0) / fan**0.5)
+    if init.name == "ring":
+        low, high = a
+        area = rng.random(shape) * (high**2 - low**2) + low**2
+        # softplus(p) = -log(radius), so p = log(1 / radius - 1).
+        return np.log(1 / np.sqrt(area) - 1).astype(np.float32)
     raise ValueError(f"no initialisation `{init.name}`")
 
 
-INITS = {"zeros": 0, "ones": 0, "constant": 1, "normal": 1, "uniform": 1, "fan_in": 2}  # most arguments
+INITS = {"zeros": 0, "ones": 0, "constant": 1, "normal": 1, "uniform": 1, "fan_in": 2, "ring": 2}  # most arguments
 
 
 def initial(parameters: Iterable[Parameter], seed: int = 0) -> dict[str, np.ndarray]:
