@@ -86,7 +86,7 @@ class Trainer:
         self.program, self.data, self.layout, self.observer = program, data, layout, observer
         self.folder = Path(folder) if folder is not None else None
         self.updates = Updates(program, layout)
-        self._frozen = self.updates.place_frozen(frozen)
+        self.frozen = self.updates.place_frozen(frozen)
         self._draws = sum(u.repeat for u in self.updates.each)
         self._facts = data.describe()
         self._checkpoints = Checkpoints(self.folder, program.keep) if self.folder else None
@@ -189,7 +189,7 @@ class Trainer:
                 self._size = update.size(batch)
                 number = self.state.step * update.repeat + again + 1
                 parameters, optimizers[update.name], metrics = update.step(
-                    parameters, optimizers[update.name], batch, number, self._frozen
+                    parameters, optimizers[update.name], batch, number, self.frozen
                 )
             made[update.name] = metrics
         self.state = State(parameters, optimizers, self.state.step + 1)
@@ -240,7 +240,7 @@ class Trainer:
         for batch in self.data.heldout(self.program.evaluate_batches):
             for update in self.updates.each:
                 placed = self._place(update, batch)
-                totals[update.name].append(update.measure(self.state.parameters, placed, self._frozen))
+                totals[update.name].append(update.measure(self.state.parameters, placed, self.frozen))
         values: Values = {}
         for name, made in jax.device_get(totals).items():
             prefix = f"{name}/" if len(totals) > 1 else ""

@@ -322,7 +322,7 @@ class Elaborator(Expressions):
         g = self.spec.graphs[name]
         for key, value in zip(g.inputs, inputs, strict=False):
             want = self.declared(g.inputs[key])
-            if value is None or [value.type.dtype, value.type.rank] != [want.dtype, want.rank]:
+            if value is None or not _fits(value.type, want):
                 raise self.error("PF0314", f"input `{key}` of graph `{name}` is {want}, got {describe(value)}", span)
         if ".".join([*self.prefix, name]) in self.trail_graphs:
             raise self.error("PF0223", f"graph `{name}` calls itself", span)
@@ -373,3 +373,9 @@ class Elaborator(Expressions):
                 "PF0226", f"graph `{g.name}` names no output", g.span, help="end its body with `name = ..`"
             )
         return Outputs(g.name, found)
+
+
+def _fits(given: TensorType, want: TensorType) -> bool:
+    """Whether a graph that declares an input so can take this; its symbols stand for any size."""
+    sizes = [(a, b) for a, b in zip(given.sizes, want.sizes) if isinstance(a, int) and isinstance(b, int)]
+    return (given.dtype, given.rank) == (want.dtype, want.rank) and all(a == b for a, b in sizes)

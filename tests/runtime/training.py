@@ -56,6 +56,27 @@ train:
 LIGHT = SPEC.replace("cycle([layer(window), layer(none)], layers)", "(id + feed) ^ layers")
 """The same without attention, which takes a third of the time to compile."""
 
+TEACHER = LIGHT
+for _old, _new in (
+    ("tiny", "big"),
+    ("layers: 3", "layers: 2"),
+    ("d: 16", "d: 24"),
+    ("ff: tensor, d: fsdp", "ff: fsdp"),
+):
+    TEACHER = TEACHER.replace(_old, _new)
+SOFT = "cross_entropy(lm(tokens).logits / 2, softmax(teacher.lm(tokens).logits / 2))"
+HARD = "cross_entropy(lm(tokens).logits, next(tokens))"
+STUDENT = LIGHT
+for _old, _new in (("layers: 3", "layers: 1"), (HARD, SOFT), ("train:\n", "uses: {teacher: teacher.yaml}\ntrain:\n")):
+    STUDENT = STUDENT.replace(_old, _new)
+"""A student of `TEACHER`, whose spec lies beside its own."""
+
+
+def write_distillation(folder: Path) -> None:
+    """teacher.yaml and student.yaml."""
+    (folder / "teacher.yaml").write_text(TEACHER)
+    (folder / "student.yaml").write_text(STUDENT)
+
 
 def corpus(folder: Path) -> Path:
     """Documents of very different lengths, so that the parts of a batch have different numbers of targets."""
@@ -80,15 +101,18 @@ def trainer(
     save: bool = False,
     observer: Any = None,
     unroll: int | None = None,
+    teacher: str | None = None,
     **program_fields: Any,
 ) -> Any:
-    """A Trainer of `text`, or of the shipped `spec`; its data and (with `save`) checkpoints are in `folder`."""
+    """A Trainer of `text`, or of the `spec` of a file or name; its data and (with `save`) checkpoints are in `folder`.
+    `teacher` is the run whose weights a used spec of that name takes."""
     from planform.backends.xla import Policy
     from planform.compiler.program import program
     from planform.runtime.data import TextData, load_tokenizer, read_corpus
     from planform.runtime.mesh import check_mesh, make_mesh, parse_mesh, rules_of, share_of
     from planform.runtime.trainer import Trainer
     from planform.runtime.updates import Layout
+    from planform.runtime.uses import find, get
     from planform.spec import load, load_text
 
     spec = load(spec, overrides=tuple(overrides)) if spec else load_text(text, overrides=tuple(overrides))
@@ -105,7 +129,8 @@ def trainer(
         folder / "cache",
         chosen.seed,
     )
-    return Trainer(chosen, data, layout, folder / "run" if save else None, observer)
+    used = find(spec, [u.loss for u in chosen.updates], {"teacher": teacher} if teacher else {})
+    return Trainer(chosen, data, layout, folder / "run" if save else None, observer, get(used))
 
 
 class Losses:
@@ -262,13 +287,14 @@ def main(job: dict[str, Any]) -> Any:
             state = {"before": bytes_per_device(t.state.optimizers)}
             result = t.run()
             state["after"] = bytes_per_device(t.state.optimizers)
-            parameters = bytes_per_device(t.state.parameters)
+            parameters, frozen = bytes_per_device(t.state.parameters), bytes_per_device(t.frozen)
             final = digest(t.state.named()) if jax.process_count() == 1 else None
         out[mesh] = {
             "steps": seen.steps,
             "losses": seen.values,
             "optimizer_bytes": state,
             "parameter_bytes": parameters,
+            "frozen_bytes": frozen,
             "digest": final,
             "signal": result.signal,
         }
