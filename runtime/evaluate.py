@@ -44,7 +44,7 @@ def evaluate_run(
     """
     folder = Path(folder)
     told, spec = read_run(folder), spec_of_run(folder, overrides)
-    chosen = _as_it_ran(spec, told)
+    chosen = as_it_ran(spec, told)
     provide_devices(None if mesh is None else devices_of(mesh))
     layout = Layout(make_mesh(mesh or {"data": 1}), rules_of(spec), Policy())
     share = share_of(layout.mesh, layout.rules, chosen.batch)
@@ -87,7 +87,7 @@ def measure(
     return values
 
 
-def _as_it_ran(spec: Spec, told: dict[str, Any]) -> Any:
+def as_it_ran(spec: Spec, told: dict[str, Any]) -> Any:
     """The program with the choices that the run was made with."""
     chosen = program(spec)
     chosen = replace(chosen, **{k: told[k] for k in ("batch", "accumulate", "seed") if k in told})

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,6 +23,9 @@ from .companions import FOLDER, companions, generation_ids
 from .errors import UserError
 from .probe import probe_inputs, probe_length
 from .run import parameters_of_run, read_run, spec_of_run
+
+if TYPE_CHECKING:
+    from .quantize import Choice, Entries, Wish
 
 POSITIONS = 8192
 
@@ -66,6 +70,9 @@ def export_run(
     step: int | None = None,
     overrides: Sequence[str] = (),
     genai: bool = False,
+    wish: Wish | None = None,
+    calibrate: Path | None = None,
+    report: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Writes the trained model of a run as ONNX, with its contract, a fixture, its tokenizer and its chat template.
 
@@ -74,7 +81,11 @@ def export_run(
     step       of the checkpoint; the newest without one
     overrides  of the spec, as far as no parameter changes: `window=1024`
     genai      a folder that onnxruntime-genai loads too
-    Returns what there is to say: {"folder", "form", "bytes", "files", "why"}. Raises: UserError, SpecError.
+    wish       what is quantised, and what that may cost
+    calibrate  text to calibrate on and, its end, to measure on, instead of the run's data
+    report     told what is being done, in words
+    Returns what there is to say: {"folder", "form", "bytes", "files", "why", "quantization"}.
+    Raises: UserError, SpecError.
     """
     run, folder = Path(run), Path(folder)
     spec = spec_of_run(run, overrides)
@@ -82,11 +93,19 @@ def export_run(
     if folder.resolve() == run.resolve() or folder.resolve() in run.resolve().parents:
         raise UserError(f"{folder} holds the run itself", help=f"give another folder, {run / 'onnx'} for instance")
     parameters = parameters_of_run(run, step)
+    found = elaborate(spec, graph)
     return export_model(
-        elaborate(spec, graph), parameters, folder,
+        found, parameters, folder,
         metadata=origin(spec, overrides), positions=positions, beside=companions(run),
         genai=generation_ids(run) if genai else None,
+        wish=wish, entries=_entries(run, found, calibrate) if wish else None, report=report,
     )  # fmt: skip
+
+
+def _entries(run: Path, graph: Graph, calibrate: Path | None) -> Entries:
+    from .quantize import of_run
+
+    return of_run(run, graph, calibrate)
 
 
 def export_huggingface(
@@ -121,37 +140,66 @@ def export_model(
     beside: Mapping[str, bytes] = MappingProxyType({}),
     fixture: bool = True,
     genai: Mapping[str, Any] | None = None,
+    wish: Wish | None = None,
+    entries: Entries | None = None,
+    report: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """The same for a whole-sequence graph and parameters by logical name; `genai` as from `generation_ids`, to make the
-    folder for onnxruntime-genai as well. Raises: UserError, SpecError."""
+    folder for onnxruntime-genai as well; `entries` to calibrate on where something is quantised.
+
+    Raises: UserError, SpecError.
+    """
     from planform.backends import onnx
 
     check_target(folder)
     exported, why = step_graph(graph)
-    given = _fixture(graph, exported, parameters, positions) if fixture else None
+    typical = entries.held_out if entries else None
+    given = _fixture(graph, exported, parameters, positions, typical) if fixture else None
     get: Callable[[str], np.ndarray] = lambda name: np.asarray(parameters[name], np.float32)  # noqa: E731
-    try:
+
+    def write(choice: Choice | None) -> None:
+        told = replace(given, limits=choice.limits) if choice and given else given
         onnx.export(
-            exported, get, folder, metadata=metadata, max_positions=positions, fixture=given, companions=beside,
+            exported, get, folder, metadata=metadata, max_positions=positions, fixture=told, companions=beside,
             genai=None if genai is None else onnx.Generation.of(genai),
+            quantization=choice.quantization if choice else onnx.PLAIN,
         )  # fmt: skip
+
+    choice: Choice | None = None
+    try:
+        if wish is None:
+            write(None)
+        else:
+            from .quantize import made_up, quantise
+
+            entries = entries or made_up(graph)
+            with quantise(
+                graph, exported, get, wish, entries, positions=positions, fixture=given, report=report
+            ) as choice:
+                write(choice)
     except onnx.CannotLower as error:
         raise UserError(f"this model has no ONNX form: {error}") from error
     except OSError as error:
         raise UserError(f"can't write {folder}: {error.strerror or error}") from error
     files = {p.name: p.stat().st_size for p in sorted(folder.iterdir()) if p.is_file()}
     form = "step" if exported.states else "sequence"
-    return {"folder": str(folder), "form": form, "bytes": sum(files.values()), "files": files, "why": why}
+    return {"folder": str(folder), "form": form, "bytes": sum(files.values()), "files": files, "why": why,
+            "quantization": dict(choice.told) if choice else None}  # fmt: skip
 
 
-def _fixture(graph: Graph, exported: Graph, parameters: Mapping[str, np.ndarray], positions: int) -> Any:
-    """Two rows, one padded: a prompt, and a few single entries across the end of the longest window."""
+def _fixture(graph: Graph, exported: Graph, parameters: Arrays, positions: int, typical: Arrays | None = None) -> Any:
+    """Two rows, one padded: a prompt, and a few single entries across the end of the longest window.
+
+    typical  inputs to cut it from; else they are random
+    """
     from planform.backends import onnx
 
     singles = 4
     time = max(2, min(probe_length(graph), positions - singles, LONGEST))
     batch = 2
     inputs = probe_inputs(graph, batch, time + singles, 0, documents=False)
+    if typical is not None:
+        inputs = {name: _laid(typical[name], array) for name, array in inputs.items()}
     large = count(graph) > BY_REFERENCE
     if not exported.states:
         return _by_xla(graph, parameters, [inputs]) if large else onnx.reference_fixture(exported, parameters, [inputs])
@@ -169,6 +217,13 @@ def _fixture(graph: Graph, exported: Graph, parameters: Mapping[str, np.ndarray]
     if large:
         return _by_xla(graph, parameters, chunks, time + singles)
     return onnx.reference_fixture(exported, parameters, chunks, time + singles)
+
+
+def _laid(source: np.ndarray, like: np.ndarray) -> np.ndarray:
+    """The entries of `source` in their order, again from the start where they run out, in another's shape."""
+    rest = like.shape[2:]
+    found: np.ndarray = np.resize(source.reshape(-1, *rest), (like.shape[0] * like.shape[1], *rest)).reshape(like.shape)
+    return found.astype(like.dtype)
 
 
 def _by_xla(graph: Graph, parameters: Arrays, chunks: Sequence[Arrays], capacity: int = 0) -> Any:

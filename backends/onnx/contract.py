@@ -22,9 +22,10 @@ from planform.backends.reference import interpreter as reference
 from planform.compiler.ir import Graph, Input
 from planform.compiler.types import TensorType
 
+from .divergence import METRICS, Divergence
 from .emitter import StateLayout
 from .lowering import IR_VERSION, Lowered
-from .readme import GENAI_README, SEQUENCE_README, STEP_README
+from .readme import GENAI_README, QUANTISED_README, SEQUENCE_README, STEP_README
 from .session import IN_PLACE, NAMES, Session, load, run
 
 FORMAT = 1
@@ -46,20 +47,25 @@ class Fixture:
 
     inputs, expected: for each chunk, by name; entries of expected outputs beyond a row's `count` don't count.
     capacity: room of the streams. of: what gave the expected values, e.g. `the float64 reference`.
+    limits: for a quantised model, whose outputs are not expected to be equal: by output (metric, largest value), over
+    all chunks together; see METRICS.
     """
 
     inputs: Sequence[Mapping[str, np.ndarray]]
     expected: Sequence[Mapping[str, np.ndarray]]
     capacity: int = 0
     of: str = "the float64 reference"
+    limits: Mapping[str, tuple[str, float]] = field(default_factory=dict)
 
 
 @dataclass
 class Verdict:
-    """What `verify_contract` found: problems in words, and the largest relative error by output."""
+    """What `verify_contract` found: problems in words, and by output the largest relative error, or of a quantised
+    model the value of the metric that `metrics` names."""
 
     problems: list[str] = field(default_factory=list)
     errors: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, str] = field(default_factory=dict)
 
     @property
     def holds(self) -> bool:
@@ -109,14 +115,16 @@ def write_contract(folder: Path, lowered: Lowered, metadata: Mapping[str, str], 
     if streaming:
         contract["max_positions"] = lowered.max_positions
         contract["states"] = [_state(s) for s in lowered.states]
+    if lowered.quantization.told:
+        contract["quantization"] = dict(lowered.quantization.told)
     if fixture is not None:
         _write_fixture(folder / FIXTURE, fixture)
         batch = len(next(iter(fixture.inputs[0].values())))
         contract["fixture"] = {"file": FIXTURE, "chunks": len(fixture.inputs), "batch": batch,
-                               "capacity": fixture.capacity, "tolerance": TOLERANCE, "of": fixture.of}  # fmt: skip
+                               "capacity": fixture.capacity, **_agreement(fixture), "of": fixture.of}  # fmt: skip
         contract["files"][FIXTURE] = _fingerprint(folder / FIXTURE)
     about = GENAI_README if NAMES in lowered.model.metadata_props else STEP_README if streaming else SEQUENCE_README
-    (folder / README).write_text(about)
+    (folder / README).write_text(about + (QUANTISED_README if fixture is not None and fixture.limits else ""))
     (folder / CONTRACT).write_text(json.dumps(contract, indent=2) + "\n")
 
 
@@ -161,6 +169,8 @@ def _run_fixture(session: ort.InferenceSession, folder: Path, contract: Mapping[
     stream = Session(session) if contract["form"] == "step" else None
     if stream:
         stream.reset(about["batch"], about["capacity"])
+    limits = about.get("limits", {})
+    means = {name: Divergence(limit["metric"]) for name, limit in limits.items()}
     with np.load(folder / about["file"], allow_pickle=False) as arrays:
         for i in range(about["chunks"]):
             inputs, expected = (
@@ -170,19 +180,49 @@ def _run_fixture(session: ort.InferenceSession, folder: Path, contract: Mapping[
             count = inputs.pop("count", None) if stream else None
             got = stream.step(inputs, count) if stream else run(session, inputs)
             for name, want in expected.items():
+                if name in means:
+                    if got[name].shape != want.shape:
+                        verdict.problems.append(f"chunk {i}: output `{name}` has shape {got[name].shape}")
+                        return
+                    means[name].add(valid_entries(want, count), valid_entries(got[name], count))
+                    continue
                 error = difference(got[name], want, count)
                 verdict.errors[name] = max(error, verdict.errors.get(name, 0.0))
                 if not error <= about["tolerance"]:
                     verdict.problems.append(f"chunk {i}: output `{name}` is off by {error:.1e} of its largest value")
+
+    for name, mean in means.items():
+        value = verdict.errors[name] = mean.value
+        verdict.metrics[name] = mean.metric
+        if not value <= limits[name]["limit"]:
+            verdict.problems.append(
+                f"output `{name}`: {METRICS[mean.metric]} is {value:.1e}, the contract says at most "
+                f"{limits[name]['limit']:.1e}"
+            )
+
+
+def _agreement(fixture: Fixture) -> dict[str, Any]:
+    """What the contract says of how close outputs must come to those expected."""
+    if not fixture.limits:
+        return {"tolerance": TOLERANCE}
+    return {"limits": {name: {"metric": metric, "limit": limit, "meaning": METRICS[metric]}
+                       for name, (metric, limit) in fixture.limits.items()}}  # fmt: skip
+
+
+def valid_entries(x: np.ndarray, count: np.ndarray | None) -> np.ndarray:
+    """x [batch, time, ..] without a row's entries beyond its count, [entries, ..]; as it is where it has only one
+    entry a row."""
+    if count is None or x.ndim < 2 or x.shape[1] == 1:
+        return x
+    found: np.ndarray = x[np.arange(x.shape[1]) < np.asarray(count)[:, None]]
+    return found
 
 
 def difference(got: np.ndarray, want: np.ndarray, count: np.ndarray | None = None) -> float:
     """max |got - want| / max |want|; entries of a row beyond its count are left out. Infinite for a wrong shape."""
     if got.shape != want.shape:
         return float("inf")
-    if count is not None and want.ndim > 1 and want.shape[1] > 1:
-        valid = np.arange(want.shape[1]) < np.asarray(count)[:, None]
-        got, want = got[valid], want[valid]
+    got, want = valid_entries(got, count), valid_entries(want, count)
     if not want.size:
         return 0.0
     scale = np.max(np.abs(want)) or 1.0

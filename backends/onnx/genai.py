@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,7 @@ def for_genai(lowered: Lowered) -> Lowered:
         v.name = theirs.get(str(v.name), v.name)
     lowered.model.metadata_props[NAMES] = json.dumps(theirs)
     below = {theirs.get(k, k): n for k, n in lowered.below.items()}
-    return Lowered(lowered.model, lowered.names, list(states.values()), below, lowered.max_positions)
+    return replace(lowered, states=list(states.values()), below=below)
 
 
 def _places(graph: ir.Graph, states: list[StateLayout]) -> dict[tuple[int, str], StateLayout]:

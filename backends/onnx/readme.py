@@ -95,3 +95,12 @@ Plain onnxruntime gets `attention_mask` [batch, past + time] besides: one for ea
 chunk, zero for padding, which stands at the end of a row. The states are listed in the contract; all may share their
 memory with their successors.
 """
+
+QUANTISED_README = """\
+
+This model is quantised
+-----------------------
+What the fixture expects are the outputs of the unquantised model, so the code above prints larger errors than rounding
+alone would give. `quantization` in the contract says what is stored how and what that was measured to cost;
+`limits` under `fixture` how far all outputs of the fixture together may be off, and by which measure.
+"""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
@@ -63,6 +64,7 @@ class Quantization:
     chosen  by the matrix's name, what holds instead; None: float32
     round   makes the numbers, when the file is written
     cache   scales float32[heads, width] of an 8 bit cache by the path of the state; other states stay as they are
+    told    what the contract is to say of it
     """
 
     scheme: Scheme | None
@@ -70,6 +72,7 @@ class Quantization:
     round: Round = nearest
     cache: Mapping[str, np.ndarray] = field(default_factory=dict)
     least: int = LEAST
+    told: Mapping[str, Any] = field(default_factory=dict)
 
     def of(self, name: str, rows: int, columns: int) -> Scheme | None:
         """The scheme of a matrix; None: float32."""
