@@ -16,7 +16,9 @@ from ..ir import Builder, Init, Value
 from ..size import divide
 from ..types import Dim, TensorType, TypeMismatch
 from .contract import At, Cost, Op, ParameterDecl, Reach, StateDecl, register
-from .elementwise import Add, Neg, number
+from .elementwise import Add, Neg, Sub, number
+from .linear import Embed
+from .sequence import Iota
 
 GRADIENT_BOUND = 1000.0
 """The largest derivative that sqrt(1 - a^2) is given, where a comes near 1 (arXiv:2402.19427, section 2.4)."""
@@ -271,7 +273,14 @@ class Conv1d(_Conv1d):
             y: Value = b.emit(self, *values[:-1], b.emit(Add(), values[-1], number(b, self.width)))
             return y
 
-        return {"documents run together": across}
+        def reversed_taps(b: Builder, x: Value, weight: Value, *rest: Value) -> Value:
+            rows = b.emit(Sub(), number(b, self.width - 1), b.emit(Iota(weight.type.dims[:1])))
+            y: Value = b.emit(self, x, b.emit(Embed(), rows, weight), *rest)
+            return y
+
+        if self.width == 1 or inputs[0].rank != 3:
+            return {"documents run together": across} if self.width > 1 else {}
+        return {"documents run together": across, "taps reversed": reversed_taps}
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> tuple[Op, list[Any]]:
