@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +40,7 @@ class PieceTokenizer:
         ids = {"bos_token": self._pieces.bos_id(), "eos_token": self._pieces.eos_id(),
                "pad_token": self._pieces.pad_id(), "unk_token": self._pieces.unk_id()}  # fmt: skip
         own = {role: self._pieces.id_to_piece(i) for role, i in ids.items() if i >= 0}
-        self.specials = {**own, **self._settings.specials}
+        self.specials: Mapping[str, str] = {**own, **self._settings.specials}
         self.bos = self._special("bos_token") if self._settings.adds_bos else None
         self.eos = self._special("eos_token")
         self.pad = self._special("pad_token")

@@ -109,7 +109,7 @@ class JsonTokenizer:
                 f"{file} isn't a tokenizer: {error}", help="it should be a Hugging Face tokenizer.json"
             ) from error
         self._settings = read_settings(file.parent)
-        self.specials = self._settings.specials
+        self.specials: Mapping[str, str] = self._settings.specials
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self.name = file.parent.name if file.name == FILE else file.stem
