@@ -71,16 +71,16 @@ def generate(
     from .console import err
 
     how = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
-    stops = tuple(stop or ())
+    stops = tuple(_text(s) for s in stop or ())
     StopStrings(stops)  # mistakes are told before anything is loaded
-    texts = [*(prompt or ()), *(_read(file) for file in prompt_file or ())]
+    texts = [*map(_text, prompt or ()), *(_read(file) for file in prompt_file or ())]
     if system is not None and not chat:
         raise UserError("--system is part of a conversation", help="give --chat as well")
     talk = chat and not texts and _terminal()
     if not texts and not talk:
         raise UserError("there is no prompt", help="give --prompt TEXT or --prompt-file FILE")
     model = open_model(folder, graph, tuple(overrides or ()))
-    lead = [] if system is None else [{"role": "system", "content": system}]
+    lead = [] if system is None else [{"role": "system", "content": _text(system)}]
     if talk:
         _talk(model, lead, tokens, how, stops)
         return
@@ -192,6 +192,11 @@ def _talk(model: Model, lead: Sequence[Message], tokens: int, how: Sampling, sto
 
 def _terminal() -> bool:
     return sys.stdin.isatty() and sys.stdout.isatty()
+
+
+def _text(argument: str) -> str:
+    """An argument of the command line, in which bytes that are no UTF-8 are U+FFFD."""
+    return argument.encode(errors="surrogateescape").decode(errors="replace")
 
 
 def _read(file: str) -> str:

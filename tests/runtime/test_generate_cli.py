@@ -77,6 +77,12 @@ def test_options_reach_what_they_mean(folder: Path) -> None:
     assert stopped["text"] == text.partition(stop)[0] and stopped["ended"] == "stop"
 
 
+def test_bytes_that_are_no_text_are_marked(folder: Path) -> None:
+    broken = b"a\xffb".decode(errors="surrogateescape")  # as the command line brings them
+    found = generate(folder, "--prompt", broken, "--tokens", 2, "--stop", broken, "--json")
+    assert json.loads(found.stdout)["texts"][0]["prompt"] == "a\ufffdb"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
