@@ -1,0 +1,91 @@
+"""What quantisation costs: how far the next-token distributions of a trained model are from float32's.
+
+Everybody gets the same held-out text: a prompt of three windows at once, then tokens one by one. The error is the mean
+of KL(float32 | quantised) over the distributions after the prompt and after each token.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from planform.backends.onnx.session import physical_cores
+from planform.runtime.data import stdlib_corpus
+
+from . import rounds
+from .compare import Figure, Options, Outcome, forms
+from .sizes import SIZES, TRAINED
+
+PROMPT, REST, ROWS = 384, 32, 48
+GROUPS = (
+    ("4 bits", ("ours-int4", "ours-int4-kv8"), ("genai-int4", "llama-q4_0")),
+    ("8 bits", ("ours-int8", "ours-w8"), ("llama-q8_0",)),
+)
+
+
+def quantisation_error(options: Options) -> Outcome:
+    """Our formats' errors beside theirs: of each kind the largest of ours against the smallest of theirs."""
+    names = ["torch-f32", "ours-f32", *(n for _, ours, peers in GROUPS for n in (*ours, *peers))]
+    options = Options(options.rounds, TRAINED, options.folder)
+    paths, missing = forms(names, options)
+    folder = options.folder / TRAINED
+    texts = held_out()
+    np.save(folder / "texts.npy", texts)
+    found: dict[str, np.ndarray] = {}
+    for name, path in paths.items():
+        kept = folder / f"logits-{name}.npy"
+        asked = ("--vocab", SIZES[TRAINED].vocab, "--prompt", PROMPT, "--threads", physical_cores())
+        told = rounds.child("child", name, path, *asked, "--texts", folder / "texts.npy", "--logits", kept)
+        if "error" in told:
+            missing[name] = told["error"]
+        else:
+            found[name] = log_probabilities(np.load(kept))
+    truth = found.pop("torch-f32", None)
+    if truth is None:
+        return {"missing": missing}, "undecided"
+    errors = {name: divergence(truth, logs) for name, logs in found.items()}
+    bits = -np.take_along_axis(truth[:, :-1], texts[:, PROMPT:, None].astype(int), -1).mean() / np.log(2)
+    figure: Figure = {
+        "held-out bits a byte of float32": round(float(bits), 3),
+        "distributions": int(truth.shape[0] * truth.shape[1]),
+        "mean KL in nats": {name: float(f"{rows.mean():.3g}") for name, rows in errors.items()},
+    }
+    verdicts: list[bool | str] = []
+    for group, ours, peers in GROUPS:
+        here = [[n for n in names if n in errors] for names in (ours, peers)]
+        if not all(here):
+            continue
+        rival = min(here[1], key=lambda n: errors[n].mean())
+        told = {n: ratio(errors[n], errors[rival]) for n in here[0]}
+        figure[f"{group}: ours / {rival}"] = {n: [float(f"{x:.3g}") for x in r] for n, r in told.items()}
+        verdicts += [rounds.judged(1 / high, 1 / low, aim=1.0) for _, low, high in told.values()]
+    if missing:
+        figure["missing"] = missing
+        verdicts.append("undecided")
+    return figure, rounds.together(verdicts)
+
+
+def held_out() -> np.ndarray:
+    """int32[ROWS, PROMPT + REST]: bytes of documents that weren't trained on, spread evenly."""
+    text = b"".join(c for d in stdlib_corpus().heldout for c in d.chunks())
+    all_ = np.frombuffer(text, np.uint8).astype(np.int32)
+    starts = np.linspace(0, len(all_) - PROMPT - REST, ROWS).astype(int)
+    return np.stack([all_[s : s + PROMPT + REST] for s in starts])
+
+
+def log_probabilities(logits: np.ndarray) -> np.ndarray:
+    z = logits.astype(np.float64)
+    z -= z.max(-1, keepdims=True)
+    return z - np.log(np.exp(z).sum(-1, keepdims=True))
+
+
+def divergence(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+    """Mean KL(p | q) of each row of log probabilities [rows, positions, vocab]."""
+    mean: np.ndarray = (np.exp(p) * (p - q)).sum(-1).mean(-1)
+    return mean
+
+
+def ratio(a: np.ndarray, b: np.ndarray, draws: int = 10_000) -> tuple[float, float, float]:
+    """(mean a / mean b, and its 95% bootstrap interval over rows)."""
+    drawn = np.random.default_rng(0).integers(0, len(a), (draws, len(a)))
+    low, high = np.percentile(a[drawn].mean(1) / b[drawn].mean(1), [2.5, 97.5])
+    return float(a.mean() / b.mean()), float(low), float(high)

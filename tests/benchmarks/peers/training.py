@@ -1,0 +1,138 @@
+"""Training beside the peers: the same step by hand in JAX, and by transformers on torch.
+
+A process a trainer, all of JAX's with the same allocator, devices and flags. They take turns, step by step; each stays
+alive between its turns. What the step's matrix products alone take at XLA's own rate is measured in every round too.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+from planform.backends.onnx.session import physical_cores
+from planform.runtime.environment import cpu_environment
+
+from . import rounds
+from .compare import Figure, Options, Outcome, rounded, spread
+from .models import ROOT, Unavailable, need
+from .train_child import NAMES, WIDE
+
+BATCH, TIME = 4, 256
+SPEED, SHARE = 1.2, 0.8
+
+
+class Trainer:
+    """A child process that makes steps when asked. Raises: Unavailable when it can't be started."""
+
+    def __init__(self, name: str, size: str) -> None:
+        if name == "torch":
+            need("transformers")
+        given = rounds.environment()
+        given = given if name == "torch" else given | cpu_environment(1, given)
+        command = [sys.executable, "-m", "tests.benchmarks.peers.train_child", name, "--size", size]
+        command += ["--batch", str(BATCH), "--time", str(TIME), "--threads", str(physical_cores())]
+        self._process = subprocess.Popen(
+            command, cwd=ROOT, env=given, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )  # fmt: skip
+        self.cost: dict[str, Any] = self._answer()["cost"]
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout and self._process.stderr
+        for line in self._process.stdout:
+            if line.startswith("{"):
+                found: dict[str, Any] = json.loads(line)
+                return found
+        said = self._process.stderr.read().strip().splitlines()
+        self._process.wait()
+        raise Unavailable(said[-1][:300] if said else f"ended with {self._process.returncode}")
+
+    def turn(self, steps: int = 1) -> dict[str, Any]:
+        """{"seconds": of a step, "loss", "memory": bytes at most so far}"""
+        assert self._process.stdin
+        self._process.stdin.write(f"{steps}\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def close(self) -> None:
+        if self._process.stdin:
+            self._process.stdin.close()
+        self._process.wait()
+
+
+def train_step(options: Options, size: str = "t40") -> Outcome:
+    """Seconds of a step in float32, beside the hand-written one, the products alone, and torch."""
+    trainers: dict[str, Trainer] = {}
+    missing: dict[str, str] = {}
+    found: dict[str, list[dict[str, Any]]] = {}
+    try:
+        for name in NAMES:
+            try:
+                trainers[name] = Trainer(name, size)
+            except Unavailable as why:
+                missing[name] = str(why)
+        order = list(trainers)
+        for i in range(options.rounds):
+            for name in order[i % len(order) :] + order[: i % len(order)]:
+                turn = trainers[name].turn()
+                found.setdefault(name, []).append(turn)
+                print(f"# round {i + 1}/{options.rounds} {name}: {turn}", file=sys.stderr, flush=True)
+    finally:
+        for t in trainers.values():
+            t.close()
+    seconds = {name: [turn["seconds"] for turn in turns] for name, turns in found.items()}
+    if not {"ours", "hand", "products"} <= set(seconds):
+        return {"missing": missing}, False
+    ratios = {
+        name: rounds.interval([a / b for a, b in zip(seconds[name], seconds["ours"])])
+        for name in seconds
+        if name != "ours"
+    }
+    figure: Figure = {
+        "model": size, "batch": [BATCH, TIME], "seconds": {n: spread(s) for n, s in seconds.items()},
+        "speed over hand-written JAX": rounded(ratios["hand"]),
+        "share of the products' own rate": rounded(ratios["products"]),
+        "last loss": {n: round(turns[-1]["loss"], 3) for n, turns in found.items() if n != "products"},
+    }  # fmt: skip
+    if "torch" in ratios:
+        figure["speed over torch"] = rounded(ratios["torch"])
+    if missing:
+        figure["missing"] = missing
+    verdicts = [
+        rounds.judged(*ratios["hand"][1:], aim=SPEED),
+        rounds.judged(*ratios["products"][1:], aim=SHARE),
+    ]
+    return figure, rounds.together(verdicts)
+
+
+def train_memory(options: Options) -> Outcome:
+    """Peak memory of the process after two steps, and the bytes of temporaries that XLA says its program has: for the
+    usual model, and for one with Gemma's vocabulary, whose logits are the largest thing there is."""
+    logits = BATCH * TIME * WIDE["vocab"] * 4
+    figure: Figure = {}
+    verdicts: list[bool | str] = []
+    for size in ("t40", "wide"):
+        memory, temporary = {}, {}
+        for name in ("ours", "hand", "torch"):
+            try:
+                trainer = Trainer(name, size)
+                memory[name] = trainer.turn()["memory"] // 10**6
+            except Unavailable as why:
+                figure.setdefault("missing", {})[name] = str(why)
+                continue
+            if trainer.cost:
+                temporary[name] = trainer.cost["temp_mb"]
+            trainer.close()
+        figure[f"{size}: peak memory, MB"] = memory
+        figure[f"{size}: temporaries of the program, MiB"] = temporary
+        if "ours" not in memory:
+            return figure, False
+        verdicts += [memory["ours"] < value for name, value in memory.items() if name != "ours"]
+        verdicts.append(temporary["ours"] < temporary.get("hand", 0))
+    figure["wide: logits as a whole, MiB"] = logits >> 20
+    verdicts.append(temporary["ours"] < logits >> 20)
+    if "missing" in figure:
+        verdicts.append("undecided")
+    return figure, rounds.together(verdicts)
