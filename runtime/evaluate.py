@@ -33,6 +33,7 @@ def evaluate_run(
     step: int | None = None,
     mesh: dict[str, int] | None = None,
     overrides: Sequence[str] = (),
+    uses: Mapping[str, str | Path] | None = None,
 ) -> Values:
     """The losses of a run on held-out data, and for text bits per byte beside those of a bigram model.
 
@@ -40,6 +41,7 @@ def evaluate_run(
     batches    at most so many, of the run's size; else what its program says
     step       of the checkpoint; the newest without one
     overrides  of the spec, as far as no parameter changes: `window=1024`
+    uses       where the weights of used specs are, if they were moved since the run
     Returns {"step", "heldout_loss", "bits_per_byte", "bigram_bits_per_byte", ..}. Raises: UserError, SpecError.
     """
     folder = Path(folder)
@@ -51,7 +53,7 @@ def evaluate_run(
     words = folder / "tokenizer"
     given = files if files is not None else told.get("files")
     data, _ = open_data(chosen, share, folder, given, words if words.is_dir() else None)
-    frozen = get(of_run(folder, spec, [u.heldout for u in chosen.updates]))
+    frozen = get(of_run(folder, spec, [u.heldout for u in chosen.updates], uses or {}))
     return measure(chosen, layout, data, parameters_of_run(folder, step), batches, frozen) | {
         "step": steps(folder)[-1] if step is None else step
     }

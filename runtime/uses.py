@@ -126,18 +126,24 @@ def not_given(path: str) -> np.ndarray:
     raise UserError(f"the weights of `{name}` are not given", help=f"--with {name}=RUN, the folder of its run")
 
 
-def of_run(folder: str | Path, spec: Spec, graphs: Sequence[Graph]) -> dict[str, Weights]:
-    """The weights that a run trained with, for graphs that need them. Raises: UserError, SpecError."""
-    return find(spec, graphs, {}, read_run(folder).get(KEY, {})) if needed(graphs) else {}
+def of_run(
+    folder: str | Path, spec: Spec, graphs: Sequence[Graph], given: Mapping[str, str | Path]
+) -> dict[str, Weights]:
+    """The weights that a run trained with, for graphs that need them; `given` says where they are now, if they were
+    moved. Raises: UserError, SpecError."""
+    return find(spec, graphs, given, read_run(folder).get(KEY, {})) if needed(graphs) or given else {}
 
 
-def all_parameters(folder: str | Path, spec: Spec, graphs: Sequence[Graph]) -> Mapping[str, np.ndarray]:
-    """The parameters of a run by logical name, those of used specs too where the graphs need them.
+def all_parameters(
+    folder: str | Path, spec: Spec, graphs: Sequence[Graph], given: Mapping[str, str | Path]
+) -> Mapping[str, np.ndarray]:
+    """The parameters of a run by logical name, those of used specs too where the graphs need them (see `of_run`).
 
     Raises: UserError, SpecError.
     """
     own = parameters_of_run(folder)
-    others = [{f"{w.name}.{n}": a for n, a in w.parameters.items()} for w in of_run(folder, spec, graphs).values()]
+    used = of_run(folder, spec, graphs, given).values()
+    others = [{f"{w.name}.{n}": a for n, a in w.parameters.items()} for w in used]
     return ChainMap(dict(own), *others) if others else own
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import AsJson, Set
+from .options import AsJson, Set, With
 
 EPILOG = "Example: planform eval runs/small --batches 32"
 
@@ -25,14 +25,21 @@ def evaluate(
     batches: Annotated[int | None, typer.Option("--batches", min=1, help="Batches of the run's size, at most.")] = None,
     step: Annotated[int | None, typer.Option("--step", min=0, help="Of the checkpoint. [default: the newest]")] = None,
     overrides: Set = None,
+    uses: With = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure a trained model on text it never saw, beside a bigram model counted on what it trained on."""
     from ..evaluate import evaluate_run
+    from ..uses import parse_with
     from .console import out, print_json
 
     found = evaluate_run(
-        run, files=list(files) if files else None, batches=batches, step=step, overrides=tuple(overrides or ())
+        run,
+        files=list(files) if files else None,
+        batches=batches,
+        step=step,
+        overrides=tuple(overrides or ()),
+        uses=parse_with(uses or ()),
     )
     if as_json:
         print_json({"run": str(run), **found})

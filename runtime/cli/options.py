@@ -19,6 +19,10 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Overrides a dim (`d=64`) or a field (`train.steps=10`)."),
 ]
+With = Annotated[
+    list[str] | None,
+    typer.Option("--with", metavar="NAME=RUN", help="The run whose weights a spec under `uses` takes."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for tools.")]
 GraphName = Annotated[str | None, typer.Option("--graph", metavar="NAME", help="Which graph, where there are several.")]
 

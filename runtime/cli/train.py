@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import AsJson, Set, Size, SpecName, label, load_spec
+from .options import AsJson, Set, Size, SpecName, With, label, load_spec
 
 EPILOG = "Example: planform train gemma2@small --out runs/small --mesh data=2 --files my_texts/"
 
@@ -30,10 +30,7 @@ def train(
     tokenizer: Annotated[
         str | None, typer.Option("--tokenizer", metavar="PATH", help="`bytes` or a tokenizer.json.")
     ] = None,
-    uses: Annotated[
-        list[str] | None,
-        typer.Option("--with", metavar="NAME=RUN", help="The run whose weights a spec under `uses` takes."),
-    ] = None,
+    uses: With = None,
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Steps in all.")] = None,
     batch: Annotated[int | None, typer.Option("--batch", min=1, help="Examples in a step, over all replicas.")] = None,
     length: Annotated[int | None, typer.Option("--length", min=2, help="Tokens in an example.")] = None,

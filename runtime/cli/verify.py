@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import AsJson, GraphName, Set, Size, label
+from .options import AsJson, GraphName, Set, Size, With, label
 
 if TYPE_CHECKING:
     from planform.spec import Diagnostic, Spec
@@ -36,6 +36,7 @@ def verify(
     break_it: Annotated[
         bool, typer.Option("--mutate", help="Break the graph, one fact at a time: is each mistake noticed?")
     ] = False,
+    uses: With = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a graph by the float64 reference, XLA and ONNX, in every form; name the first value that differs.
@@ -58,7 +59,7 @@ def verify(
     from planform.compiler.elaborate import elaborate
 
     from ..run import spec_of_run
-    from ..uses import all_parameters
+    from ..uses import all_parameters, parse_with
     from ..verify import verify as run
     from .options import load_spec
 
@@ -68,7 +69,7 @@ def verify(
     small_enough(found_graph)
     if break_it:
         raise typer.Exit(int(not _mutations(found_graph, label(spec), backends, seed, tolerance, as_json)))
-    weights = all_parameters(target, spec, losses(spec)) if trained else None
+    weights = all_parameters(target, spec, losses(spec), parse_with(uses or ())) if trained else None
     folder = artefact(onnx) if onnx else None
     usable = onnx if trained and folder and not folder["problems"] and folder["form"] == "step" else None
     if not as_json:

@@ -55,4 +55,4 @@ def test_it_trains_a_few_steps(tmp_path: Path) -> None:
     first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])["loss"]
     assert result.step == 12 and "bits_per_byte" in result.values
     assert result.values["loss"] < first
-    assert "teacher.table" not in all_parameters(tmp_path / "run", spec, [])
+    assert "teacher.table" not in all_parameters(tmp_path / "run", spec, [], {})

@@ -165,7 +165,7 @@ def test_other_tokens_are_refused(here: Path, tmp_path: Path) -> None:
         distil(here, "none", uses={"teacher": strange})
 
 
-def test_what_is_measured(here: Path) -> None:
+def test_what_is_measured(here: Path, tmp_path: Path) -> None:
     """Bits per byte are those of the text: only a loss against the text gives them."""
     assert "bits_per_byte" not in distil(here, "soft", steps=1).values
     assert "bits_per_byte" not in evaluate_run(here / "soft")
@@ -175,11 +175,15 @@ def test_what_is_measured(here: Path) -> None:
     found = evaluate_run(here / "text-loss")
     assert found["bits_per_byte"] == pytest.approx(trained.values["bits_per_byte"], rel=1e-5)
     # A loss that doesn't ask the teacher doesn't need it; one that does says so.
-    assert set(all_parameters(here / "text-loss", spec_of_run(here / "text-loss"), [])) == set(
+    assert set(all_parameters(here / "text-loss", spec_of_run(here / "text-loss"), [], {})) == set(
         parameters_of_run(here / "text-loss")
     )
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(here / "teacher", elsewhere)
+    told = evaluate_run(here / "soft", uses={"teacher": elsewhere})
+    assert told["heldout_loss"] == evaluate_run(here / "soft")["heldout_loss"]
     with_teacher = [u.loss for u in program(spec_of_run(here / "soft")).updates]
-    assert "teacher.table" in all_parameters(here / "soft", spec_of_run(here / "soft"), with_teacher)
+    assert "teacher.table" in all_parameters(here / "soft", spec_of_run(here / "soft"), with_teacher, {})
 
 
 def test_options() -> None:
