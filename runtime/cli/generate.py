@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -160,9 +161,11 @@ def _print_json(made: _Made, pieces: Iterable[Piece], texts: Sequence[str], prom
 def _talk(model: Model, lead: Sequence[Message], tokens: int, how: Sampling, stops: Sequence[str]) -> None:
     """A conversation on the terminal, until its input ends. Ctrl-C ends an answer."""
     from ..errors import UserError
+    from ..generation.resuming import Resuming
     from ..generation.writing import write
     from .console import err, print_error
 
+    model = replace(model, decoder=Resuming(model.decoder))
     model.conversation([*lead, {"role": "user", "content": "-"}])  # mistakes are told before anything is said
     err().print("[dim]Ctrl-D leaves, Ctrl-C ends an answer[/]")
     messages = list(lead)

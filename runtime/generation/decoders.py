@@ -21,12 +21,14 @@ CHUNK = 256
 
 
 class Decoder(Protocol):
-    """vocab   how many ids the model knows, which is the length of its logits
-    engine  what computes
+    """vocab    how many ids the model knows, which is the length of its logits
+    engine   what computes
+    longest  the most entries that a stream may have, or None
     """
 
     vocab: int
     engine: str
+    longest: int | None
 
     def start(self, batch: int, capacity: int) -> None:
         """Begins `batch` new streams with room for so many entries each. Raises: UserError where that is too much."""
@@ -56,13 +58,12 @@ class OnnxDecoder:
         if len(names) != 1 or len(self._session.outputs) != 1:
             raise UserError(f"the model in {folder} is no language model: it takes {', '.join(names)}")
         (logits,) = json.loads((folder / CONTRACT).read_text())["outputs"]
-        self.vocab = int(logits["shape"][-1])
+        self.vocab, self.longest = int(logits["shape"][-1]), int(self._session.max_positions)
 
     def start(self, batch: int, capacity: int) -> None:
-        if capacity > self._session.max_positions:
+        if capacity > self.longest:
             raise UserError(
-                f"prompt and answer may take {capacity} tokens, and this model was exported for "
-                f"{self._session.max_positions}",
+                f"prompt and answer may take {capacity} tokens, and this model was exported for {self.longest}",
                 help="ask for fewer --tokens, shorten the prompt, or export with more --positions",
             )
         self._session.reset(batch, capacity)
@@ -76,6 +77,7 @@ class XlaDecoder:
     """A graph with its parameters, compiled for what device there is. Raises: UserError for no language model."""
 
     engine = "XLA"
+    longest = None
 
     def __init__(self, graph: Any, parameters: Mapping[str, np.ndarray]) -> None:
         import jax

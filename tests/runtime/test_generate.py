@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from planform.backends import reference
 from planform.runtime.data import ByteTokenizer
 from planform.runtime.errors import UserError
 from planform.runtime.exporting import export_run
+from planform.runtime.generation.decoders import Decoder
 from planform.runtime.generation.model import Model, open_decoder, open_model
+from planform.runtime.generation.resuming import Resuming
 from planform.runtime.generation.sampling import Sampling
 from planform.runtime.generation.writing import EOS, STOP, TOKENS, Rows, write
 from planform.runtime.run import parameters_of_run
@@ -137,6 +140,67 @@ def test_the_window_changes_at_inference(run: Path, tmp_path: Path) -> None:
         sizes[name] = sum(a.nbytes for a in decoder._session._arrays)
     # One local layer of the two: 16 more entries of keys and values, one head of 8 numbers.
     assert sizes["wide"] - sizes["narrow"] == 16 * 2 * 8 * 4
+
+
+class Spy:
+    """How many entries a decoder took."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self.decoder, self.taken = decoder, 0
+        self.vocab, self.engine, self.longest = decoder.vocab, decoder.engine, decoder.longest
+
+    def start(self, batch: int, capacity: int) -> None:
+        self.decoder.start(batch, capacity)
+
+    def feed(self, tokens: np.ndarray, count: np.ndarray) -> np.ndarray:
+        self.taken += int(count.sum())
+        return self.decoder.feed(tokens, count)
+
+
+@pytest.mark.parametrize("engine", ["xla", "onnx"])
+def test_a_conversation_is_read_once(engine: str, run: Path, models: dict[str, Model]) -> None:
+    """What is written is what would be written if all was read again, also where the stream has to begin anew."""
+    model = models[engine]
+    spy = Spy(open_decoder(run if engine == "xla" else run / "onnx"))
+    once = replace(model, decoder=Resuming(spy))
+
+    def written(model: Model, prompt: bytes, tokens: int = 10) -> bytes:
+        rows = Rows(model.decoder, [np.frombuffer(prompt, np.uint8)], tokens, GREEDY)
+        return bytes(token for _, token in rows if token is not None)
+
+    talk = b""
+    for more in (PROMPTS[0], " and then? ", " 01234 "):
+        talk += more.encode()
+        said = written(once, talk)
+        assert said == written(model, talk)
+        assert spy.taken == len(talk) + 9  # the last token of an answer is never fed
+        talk += said
+    before = spy.taken
+    longer = talk + b" and more than there is room for" * 3
+    assert written(once, longer) == written(model, longer)
+    assert spy.taken == before + len(longer) + 9
+    before = spy.taken
+    assert written(once, b"something else", 5) == written(model, b"something else", 5)
+    assert spy.taken == before + len("something else") + 4
+
+
+def test_an_interrupted_conversation_begins_anew(run: Path, onnx: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = open_decoder(run / "onnx")
+    once = replace(onnx, decoder=Resuming(decoder))
+    rows = iter(Rows(once.decoder, [once.prompt(PROMPTS[0])], 10, GREEDY))
+    next(rows)
+    with monkeypatch.context() as patch:
+        feed = decoder.feed
+
+        def interrupted(tokens: np.ndarray, count: np.ndarray) -> np.ndarray:
+            feed(tokens, count)
+            raise KeyboardInterrupt
+
+        patch.setattr(decoder, "feed", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            next(rows)
+    longer = PROMPTS[0] + " and on"
+    assert ids(once, [longer], 6) == ids(onnx, [longer], 6)
 
 
 def test_mistakes_are_told(run: Path, onnx: Model, tmp_path: Path) -> None:

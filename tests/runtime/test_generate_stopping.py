@@ -64,6 +64,7 @@ class Script:
     """A decoder that says what it is told to, whatever it is given: each row its ids, one after the other."""
 
     engine = "script"
+    longest = None
 
     def __init__(self, rows: list[list[int]], vocab: int) -> None:
         self.rows, self.vocab = rows, vocab
