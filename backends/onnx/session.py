@@ -23,6 +23,9 @@ PAST, PRESENT = "past/", "present/"
 LENGTH, COUNT, ATTENTION_MASK = "length", "count", "attention_mask"
 NAMES = "planform.names"
 """Metadata of a model made for another runtime: what its inputs and outputs are called there, by our names."""
+CHUNK = 256
+"""Entries of a prompt that are taken at once: attention computes all scores of a chunk, those that a later entry of it
+would see too, so smaller ones save work; below 128 the products lose more."""
 IN_PLACE = ("linear", "window")
 """Layouts whose successor may be written over the state itself: one kernel reads and writes them."""
 
@@ -132,7 +135,9 @@ class Session:
         self._own = {COUNT} if LENGTH in self.past else {ATTENTION_MASK}  # inputs that are filled in here
         self._own &= set(given)
         self.inputs = {n: i for n, i in given.items() if not n.startswith(PAST) and n not in self._own}
-        self.outputs = [n for n in found if not n.startswith(PRESENT)]
+        made = dict(zip(found, self.session.get_outputs(), strict=True))
+        self._made = {n: o for n, o in made.items() if not n.startswith(PRESENT)}
+        self.outputs = list(self._made)
         self.layouts: dict[str, str] = json.loads(about["planform.states"])
         self.max_positions = int(about["planform.max_positions"])
         self.batch = self.capacity = 0
@@ -151,8 +156,15 @@ class Session:
         self._moving: dict[str, tuple[ort.OrtValue, ort.OrtValue]] = {}
         self._arrays: list[np.ndarray] = []  # the memory that states live in
         self._kept: dict[str, np.ndarray] = {}  # of those that stay in place
-        for name in self.outputs:
+        fixed = {n: o for n, o in self._made.items() if all(isinstance(d, int) or d == "batch" for d in o.shape)}
+        self._growing = [n for n in self.outputs if n not in fixed]
+        for name in self._growing:
             self._binding.bind_output(self._their(name))
+        self._results: dict[str, np.ndarray] = {}  # of a known shape: bound once, since binding costs at each step
+        for name, o in fixed.items():
+            self._results[name] = np.empty([env.get(d, d) for d in o.shape], _NUMPY[o.type])
+            value = ort.OrtValue.ortvalue_from_numpy(self._results[name])
+            self._binding.bind_ortvalue_output(self._their(name), value)
         for path, i in self.past.items():
             shape = [d if isinstance(d, int) else env[d] for d in i.shape]
             state = self._zeros(shape, i.type)
@@ -190,13 +202,16 @@ class Session:
         for path, (now, after) in self._moving.items():
             b.bind_ortvalue_input(self._their(PAST + path), now)
             b.bind_ortvalue_output(self._their(PRESENT + path), after)
-        for name in self.outputs:
+        for name in self._growing:
             b.bind_output(self._their(name))  # again each time: an output keeps the shape of the run before
         self.session.run_with_iobinding(b)
         self._moving = {path: (after, now) for path, (now, after) in self._moving.items()}
         self.length += valid
-        results = b.get_outputs()  # in the order they were first bound
-        return {name: x.numpy() for name, x in zip(self.outputs, results, strict=False)}
+        found = {name: array.copy() for name, array in self._results.items()}
+        if self._growing:
+            # In the order in which they were first bound: these before everything else.
+            found |= {name: x.numpy() for name, x in zip(self._growing, b.get_outputs(), strict=False)}
+        return found
 
     def _feeds(self, inputs: Mapping[str, Any], count: np.ndarray | None) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """(the valid entries of each row, what the file wants besides the states) for a step."""
@@ -242,7 +257,7 @@ class Session:
         (name,) = self.inputs
         return self.step({name: tokens}, count)[self.outputs[0]]
 
-    def prefill(self, tokens: np.ndarray, count: np.ndarray | None = None, chunk: int = 512) -> np.ndarray:
+    def prefill(self, tokens: np.ndarray, count: np.ndarray | None = None, chunk: int = CHUNK) -> np.ndarray:
         """`advance` in chunks, which bounds the memory of long prompts. Returns the logits that follow the
         last valid entry of each row, [batch, 1, ..], for a model with outputs of the last entry only."""
         valid = np.full(self.batch, tokens.shape[1]) if count is None else np.asarray(count)
