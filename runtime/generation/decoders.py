@@ -54,14 +54,15 @@ class OnnxDecoder:
             self._session = onnx.Session(folder)
         except Exception as error:  # the runtime raises its own kinds
             raise UserError(f"{folder} can't be run: {_first_line(error)}", help="export it again") from error
-        names = [n for n in self._session.inputs if n != "count"]
+        names = list(self._session.inputs)
         if len(names) != 1 or len(self._session.outputs) != 1:
             raise UserError(f"the model in {folder} is no language model: it takes {', '.join(names)}")
         (logits,) = json.loads((folder / CONTRACT).read_text())["outputs"]
-        self.vocab, self.longest = int(logits["shape"][-1]), int(self._session.max_positions)
+        self.vocab = int(logits["shape"][-1])
+        self.longest: int | None = self._session.max_positions
 
     def start(self, batch: int, capacity: int) -> None:
-        if capacity > self.longest:
+        if self.longest is not None and capacity > self.longest:
             raise UserError(
                 f"prompt and answer may take {capacity} tokens, and this model was exported for {self.longest}",
                 help="ask for fewer --tokens, shorten the prompt, or export with more --positions",
@@ -77,7 +78,7 @@ class XlaDecoder:
     """A graph with its parameters, compiled for what device there is. Raises: UserError for no language model."""
 
     engine = "XLA"
-    longest = None
+    longest: int | None = None
 
     def __init__(self, graph: Any, parameters: Mapping[str, np.ndarray]) -> None:
         import jax
