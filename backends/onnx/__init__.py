@@ -1,14 +1,43 @@
-"""Graphs as ONNX models for plain onnxruntime: lowering, export with its contract, and running."""
+"""Graphs as ONNX models for plain onnxruntime: lowering, export with its contract, and running.
 
-from .contract import Fixture, Verdict, difference, reference_fixture, valid_entries, verify_contract
-from .divergence import METRICS, Divergence
-from .emitter import CannotLower
-from .genai import Generation
-from .lowering import Lowered, lower
-from .quantization import PLAIN, Quantization, Scheme
-from .rules import EXCLUDED, RULES, rule
-from .session import MODEL, Session, intermediates, load, run
-from .writing import export, save
+Names are imported when they are first asked for: running an exported model loads no compiler.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .contract import Fixture, Verdict, difference, reference_fixture, valid_entries, verify_contract
+    from .divergence import METRICS, Divergence
+    from .emitter import CannotLower
+    from .genai import Generation
+    from .lowering import Lowered, lower
+    from .quantization import PLAIN, Quantization, Scheme
+    from .rules import EXCLUDED, RULES, rule
+    from .session import MODEL, Session, intermediates, load, run
+    from .writing import export, save
+
+_MODULES = {
+    "contract": "Fixture Verdict difference reference_fixture valid_entries verify_contract",
+    "divergence": "METRICS Divergence",
+    "emitter": "CannotLower",
+    "genai": "Generation",
+    "lowering": "Lowered lower",
+    "quantization": "PLAIN Quantization Scheme",
+    "rules": "EXCLUDED RULES rule",
+    "session": "MODEL Session intermediates load run",
+    "writing": "export save",
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names.split()}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+
 
 __all__ = [
     "EXCLUDED",

@@ -6,16 +6,17 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
 import numpy as np
-import onnx
-import onnx_ir as ir
 import onnxruntime as ort
 
-from .lowering import Lowered
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
-Source = str | Path | bytes | ir.Model | Lowered
+    from .lowering import Lowered
+
+Source: TypeAlias = Union[str, Path, bytes, "ir.Model", "Lowered"]
 """A folder made by `export`, a `.onnx` file, or a model in memory (below 2 GB)."""
 
 MODEL = "model.onnx"
@@ -72,6 +73,10 @@ def load(source: Source, settings: ort.SessionOptions | None = None) -> ort.Infe
 def _bytes(source: bytes | ir.Model | Lowered) -> bytes:
     if isinstance(source, bytes):
         return source
+    import onnx_ir as ir  # a second, and of no use to a model that is a file
+
+    from .lowering import Lowered
+
     return ir.to_proto(source.model if isinstance(source, Lowered) else source).SerializeToString()
 
 
@@ -92,6 +97,8 @@ def intermediates(source: Source, inputs: Mapping[str, Any]) -> dict[str, np.nda
 
     The values are made outputs of a copy in memory, run with the same kernels but no further fusions.
     """
+    import onnx
+
     settings = options()
     settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     if isinstance(source, (str, Path)):
