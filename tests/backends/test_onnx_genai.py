@@ -14,7 +14,16 @@ import pytest
 from typer.testing import CliRunner
 
 from planform.backends import reference
-from planform.backends.onnx import CannotLower, Generation, Session, export, reference_fixture, verify_contract
+from planform.backends.onnx import (
+    CannotLower,
+    Generation,
+    Quantization,
+    Scheme,
+    Session,
+    export,
+    reference_fixture,
+    verify_contract,
+)
 from planform.runtime.cli import app
 
 from .onnx_models import VOCAB, WINDOW, fused, gemma, step, tokens, weights
@@ -117,6 +126,28 @@ def test_the_contract_holds_and_padded_rows_run(folder: Path) -> None:
     got = session.step({"tokens": text}, np.array([20, 6]))["logits"][:, 0]
     want = logits(text)[[0, 1], [19, 5]]
     np.testing.assert_allclose(got, want, atol=1e-4)
+
+
+def test_quantised_weights_and_caches(tmp_path: Path) -> None:
+    graph = fused(step(gemma(), last=True))
+    scales = {
+        f"lm.layer[{n}].attend.attention.attend.{kind}": np.full((2, 16), 0.05, np.float32)
+        for n in range(4)
+        for kind in ("key", "value")
+    }
+    how = Quantization(Scheme("int4", 16), cache=scales, least=0)
+    folder = export(
+        graph, parameters(gemma()).__getitem__, tmp_path / "m", max_positions=64, genai=Generation(), quantization=how
+    )
+    text = tokens(1, 40, 2)
+    g, session = generator(folder), Session(folder)
+    session.reset(1, PROMPT + NEW)
+    assert {a.dtype.name for a in session.caches().values()} == {"int8"}
+    for start, stop in ((0, 21), (21, 22), (22, 35)):
+        g.append_tokens(text[0, start:stop])
+        want = session.advance(text[:, start:stop])
+        np.testing.assert_allclose(g.get_logits(), want, atol=1e-5)
+    assert np.abs(want[0, 0] - logits(text[:, :35])[0, -1]).max() > 1e-3  # it is quantised
 
 
 def test_the_configuration(tmp_path: Path) -> None:
