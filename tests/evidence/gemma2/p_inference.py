@@ -55,8 +55,8 @@ def decode_int4_4k() -> Outcome:
 @row(
     "gemma2",
     "quantisation_error",
-    "of a model trained here, the divergence of held-out next-token distributions from float32 is no larger than with "
-    "the best of the peers' formats of as many bits",
+    "of a model trained here, the divergence of held-out next-token distributions from float32 is with our 4 bits "
+    "no larger than with the best of onnxruntime-genai's and llama.cpp's; 8 bits beside it",
     9,
 )
 def quantisation_error() -> Outcome:
