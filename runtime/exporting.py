@@ -16,6 +16,7 @@ from planform.compiler.ir import Graph
 from planform.compiler.parameters import count
 from planform.compiler.passes.last import last_only
 from planform.compiler.passes.pipeline import optimise
+from planform.compiler.passes.unroll import unroll
 from planform.spec import Spec, SpecError
 
 from .artefact import is_artefact
@@ -56,7 +57,8 @@ def step_graph(graph: Graph) -> tuple[Graph, str | None]:
     """The graph as it is exported: in step form with the logits of the last entry, or, where it has no step form, for
     whole sequences. And why, in that case."""
     try:
-        return last_only(optimise(graph, "onnx", "step")), None
+        # The file has its layers written out anyway; before `last_only` it lets the last layer run on one entry.
+        return last_only(unroll(optimise(graph, "onnx", "step"))), None
     except SpecError as error:
         return optimise(graph, "onnx", "training"), error.diagnostics[0].message
 

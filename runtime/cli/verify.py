@@ -71,7 +71,8 @@ def verify(
         raise typer.Exit(int(not _mutations(found_graph, label(spec), backends, seed, tolerance, as_json)))
     weights = all_parameters(target, spec, losses(spec), parse_with(uses or ())) if trained else None
     folder = artefact(onnx) if onnx else None
-    usable = onnx if trained and folder and not folder["problems"] and folder["form"] == "step" else None
+    exact = folder and not folder["problems"] and not folder["metrics"]  # a quantised one isn't meant to be equal
+    usable = onnx if trained and folder and exact and folder["form"] == "step" else None
     if not as_json:
         out().print(f"[bold]{label(spec)}[/]: one graph, {'the weights of ' + target if trained else 'random weights'}")
     table = None if as_json else _Table()
@@ -160,7 +161,8 @@ def _conclude(report: Any, spec: Spec, folder: dict[str, Any] | None, path: Path
     if folder and path:
         _print_artefact(folder)
         if not ran and not folder["problems"]:
-            console.print("  [dim]only by its own fixture: its weights aren't those of a run given here[/]")
+            why = "it is quantised" if folder["metrics"] else "its weights aren't those of a run given here"
+            console.print(f"  [dim]only by its own fixture: {why}[/]")
     if report.divergences:
         console.print()
         print_diagnostics([diagnostic(d, spec) for d in report.divergences], console)
@@ -220,9 +222,10 @@ def artefact(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"the contract in {folder} can't be read: {error}", help="export it again") from error
     except Exception as error:  # the runtime refuses a damaged model with exceptions of its own
-        return {"folder": str(folder), "form": "", "problems": [str(error).split("\n")[0]], "errors": {}}
+        problem = str(error).split("\n")[0]
+        return {"folder": str(folder), "form": "", "problems": [problem], "errors": {}, "metrics": {}}
     return {"folder": str(folder), "form": form, "problems": verdict.problems,
-            "errors": {k: _finite(v) for k, v in verdict.errors.items()}}  # fmt: skip
+            "errors": {k: _finite(v) for k, v in verdict.errors.items()}, "metrics": verdict.metrics}  # fmt: skip
 
 
 def _print_artefact(found: dict[str, Any]) -> None:
@@ -232,7 +235,11 @@ def _print_artefact(found: dict[str, Any]) -> None:
     for problem in found["problems"]:
         console.print(f"  [bold red]✗[/] {found['folder']}: {problem}", soft_wrap=True)
     if not found["problems"]:
-        errors = ", ".join(f"{name} {error:.1e}" for name, error in found["errors"].items())
+        metrics = found["metrics"]
+        errors = ", ".join(
+            f"{name} {error:.1e}{' ' + metrics[name] if name in metrics else ''}"
+            for name, error in found["errors"].items()
+        )
         console.print(f"  [bold green]✓[/] {found['folder']}: contract and fixture hold ({errors})", soft_wrap=True)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from planform.backends import onnx
-from planform.backends.onnx.quantization import PLAIN, Product, Quantization, Scheme
+from planform.backends.onnx.quantization import CACHE_WIDTH, PLAIN, Product, Quantization, Scheme
 from planform.backends.onnx.quantization.calibration import cache_scales, second_moments
 from planform.compiler.ir import Graph
 from planform.compiler.passes.pipeline import optimise
@@ -147,6 +147,7 @@ class _Run:
         session = onnx.Session(plain, spin=False)
         self.report("the range of the caches")
         found = cache_scales(session, self.entries.calibration)
+        found = {path: s for path, s in found.items() if s.shape[1] % CACHE_WIDTH == 0}
         if not found:
             raise UserError("this model has no cache that the runtime can keep in 8 bits", help="leave --cache out")
         return found

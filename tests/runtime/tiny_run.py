@@ -18,22 +18,22 @@ TINY = ("d=16", "ff=24", "layers=2", "heads=2", "kv_heads=1", "head_dim=8", "que
 """Overrides that make Gemma 2 as small as it can be with everything in it."""
 
 
-def tiny_spec() -> Spec:
-    return load("gemma2@small", overrides=TINY)
+def tiny_spec(more: tuple[str, ...] = ()) -> Spec:
+    return load("gemma2@small", overrides=(*TINY, *more))
 
 
 def tiny_graph() -> Graph:
     return elaborate(tiny_spec())
 
 
-def tiny_run(folder: Path, seed: int = 0) -> Path:
-    """The folder of a run of one step, as `train` would leave it."""
-    spec = tiny_spec()
+def tiny_run(folder: Path, seed: int = 0, more: tuple[str, ...] = ()) -> Path:
+    """The folder of a run of one step, as `train` would leave it, with `more` overrides."""
+    spec = tiny_spec(more)
     parameters = probe_parameters(elaborate(spec), seed)
     for name in parameters:
         if ".post." in name:
             parameters[name] += 8  # layers that say more than the embedding, or it would only repeat its last token
-    write_run(folder, spec, TINY, {"batch": 2, "seed": 0, "data": {"length": 32}, "files": None})
+    write_run(folder, spec, (*TINY, *more), {"batch": 2, "seed": 0, "data": {"length": 32}, "files": None})
     (folder / "tokenizer").mkdir()
     ByteTokenizer().save(folder / "tokenizer")
     with Checkpoints(folder) as checkpoints:

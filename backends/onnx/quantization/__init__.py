@@ -2,9 +2,10 @@
 
 from .products import Product, lookup, product
 from .rounding import Rounded, rounded
-from .scheme import KINDS, PLAIN, Quantization, Scheme
+from .scheme import CACHE_WIDTH, KINDS, PLAIN, Quantization, Scheme
 
 __all__ = [
+    "CACHE_WIDTH",
     "KINDS",
     "PLAIN",
     "Product",

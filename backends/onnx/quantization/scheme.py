@@ -16,6 +16,9 @@ KINDS: Mapping[str, Levels] = MappingProxyType({"int4": INT4, "w8": INT8, "int8"
 by to 8 bits, block by block. `int8` has 8 bits and a scale a column; what it is multiplied by is rounded with one scale
 for all of it."""
 
+CACHE_WIDTH = 16
+"""Heads of an 8 bit cache have a multiple of so many entries."""
+
 LEAST = 1 << 10
 """Entries below which a matrix stays float32: it would cost more to look up than to read."""
 

@@ -20,6 +20,7 @@ from planform.compiler.size import Size
 from planform.compiler.types import Dim, TensorType
 
 from ..emitter import CannotLower, Emitter, StateLayout
+from ..quantization.scheme import CACHE_WIDTH
 from .registry import Node, rule
 from .sequence import indices
 
@@ -138,6 +139,8 @@ def _group_query(m: Emitter, node: Node, states: list[StateLayout], *inputs: ir.
         _lay_out(state, window)
     scales = [_cache_scale(m, s) for s in (_of(states, key_cache), _of(states, value_cache))]
     eight = all(s is not None for s in scales)
+    if eight and int(qt.sizes[-1]) % CACHE_WIDTH:  # type: ignore[arg-type]
+        raise CannotLower(f"8 bit caches hold heads of a multiple of {CACHE_WIDTH} entries, not {qt.sizes[-1]}")
     if eight:
         for state in states:
             state.dtype = ir.DataType.INT8

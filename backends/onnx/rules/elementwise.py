@@ -49,6 +49,12 @@ def rsqrt(m: Emitter, node: Node, x: ir.Value) -> ir.Value:
     return m.op("Reciprocal", m.op("Sqrt", *operands(m, node, x, dtype=node.output.type.dtype)))
 
 
+@rule("bfloat16")
+def bfloat16(m: Emitter, node: Node, x: ir.Value) -> ir.Value:
+    (x,) = operands(m, node, x, dtype=node.output.type.dtype)
+    return m.op("Cast", m.op("Cast", x, to=ir.DataType.BFLOAT16), to=ir.DataType.FLOAT)
+
+
 @rule("square")
 def square(m: Emitter, node: Node, x: ir.Value) -> ir.Value:
     return m.op("Mul", x, x)
