@@ -73,7 +73,7 @@ def test_both_engines_write_what_the_whole_sequence_says(run: Path, models: dict
     assert len(set(xla)) > 2  # not one token over and over
 
 
-@pytest.mark.parametrize("engine", ["xla", "onnx"])
+@pytest.mark.parametrize("engine", [pytest.param("xla", marks=pytest.mark.slow), "onnx"])
 def test_a_row_of_a_batch_is_what_it_is_alone(engine: str, models: dict[str, Model]) -> None:
     model, prompts = models[engine], PROMPTS[1:3] if engine == "xla" else PROMPTS
     alone = [ids(model, [p], 20)[0] for p in prompts]
@@ -157,7 +157,7 @@ class Spy:
         return self.decoder.feed(tokens, count)
 
 
-@pytest.mark.parametrize("engine", ["xla", "onnx"])
+@pytest.mark.parametrize("engine", [pytest.param("xla", marks=pytest.mark.slow), "onnx"])
 def test_a_conversation_is_read_once(engine: str, run: Path, models: dict[str, Model]) -> None:
     """What is written is what would be written if all was read again, also where the stream has to begin anew."""
     model = models[engine]

@@ -141,8 +141,10 @@ def folders(checkpoint: Path) -> tuple[Path, Path]:
 def test_an_imported_checkpoint_chats_and_so_does_its_export(checkpoint: Path, folders: tuple[Path, Path]) -> None:
     run, out = folders
     options = ["--chat", "--prompt", "hi there", "--prompt", "how now brown cow", "--tokens", 24, "--temperature", 0]
-    xla, onnx = (json.loads(generate(f, *options, "--json").stdout) for f in (run, out))
-    assert xla["texts"] == onnx["texts"] and (xla["engine"], onnx["engine"]) == ("XLA", "onnxruntime")
+    onnx = json.loads(generate(out, *options, "--json").stdout)
+    if (run / "tokenizer" / "tokenizer.json").exists():  # XLA has no part in how text becomes ids: once is enough
+        xla = json.loads(generate(run, *options, "--json").stdout)
+        assert xla["texts"] == onnx["texts"] and (xla["engine"], onnx["engine"]) == ("XLA", "onnxruntime")
     theirs = transformers.Gemma2ForCausalLM.from_pretrained(checkpoint, attn_implementation="eager").eval()
     model = open_model(out)
     for text in onnx["texts"]:
