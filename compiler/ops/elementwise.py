@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import ml_dtypes
 import numpy as np
 
 from ..ir import Builder, Value
@@ -90,6 +91,12 @@ Sin = _define("sin", "Sine, x in radians.", np.sin, floats=True)
 Cos = _define("cos", "Cosine, x in radians.", np.cos, floats=True)
 Erf = _define("erf", "Error function, 2/sqrt(pi) * integral of exp(-t^2) from 0 to x.", _erf, floats=True)
 Sigmoid = _define("sigmoid", "1 / (1 + exp(-x)).", lambda x: 0.5 * (np.tanh(0.5 * x) + 1), floats=True)
+Bfloat16 = _define(
+    "bfloat16",
+    "x rounded to bfloat16, 8 significant bits, and kept as it was stored; the gradient is that of x.",
+    lambda x: np.asarray(x, np.float32).astype(ml_dtypes.bfloat16).astype(np.float64),
+    floats=True,
+)
 Relu = _define("relu", "max(x, 0).", lambda x: np.maximum(x, 0))
 Less = _define("less", "x < y.", lambda x, y: x < y, _TWO, result="bool")
 LessEqual = _define("less_equal", "x <= y.", lambda x, y: x <= y, _TWO, result="bool")

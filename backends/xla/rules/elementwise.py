@@ -17,6 +17,12 @@ from ..policy import DTYPES
 from .contract import Call, rule
 from .gate import Gate, gated
 
+
+def _rounded(x: jax.Array) -> jax.Array:
+    """x in 8 significant bits; the gradient is that of x."""
+    return x + lax.stop_gradient(lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7) - x)
+
+
 FUNCTIONS: dict[type[ops.Elementwise], Callable[..., Any]] = {
     ops.Add: jnp.add,
     ops.Sub: jnp.subtract,
@@ -36,6 +42,7 @@ FUNCTIONS: dict[type[ops.Elementwise], Callable[..., Any]] = {
     ops.Cos: jnp.cos,
     ops.Erf: lax.erf,
     ops.Sigmoid: jax.nn.sigmoid,
+    ops.Bfloat16: _rounded,
     ops.Relu: jax.nn.relu,
     ops.Less: jnp.less,
     ops.LessEqual: jnp.less_equal,
