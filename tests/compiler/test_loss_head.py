@@ -144,3 +144,11 @@ def test_a_factor_that_is_no_constant_is_no_temperature() -> None:
     graph = h.b.finish({"loss": h.soft(h.b.emit(Mul(), h.student, t), h.teacher)})
     assert LossHead()(graph) is graph
     assert "loss_head: near miss at loss (student.yaml:9:9): %t is no constant" in told(graph)
+
+
+def test_logits_that_are_wanted_whole_further_on_are_used_whole() -> None:
+    h = Heads()
+    warm = h.b.emit(Mul(), h.student, number(h.b, 0.5))
+    graph = h.b.finish({"loss": h.loss(h.student, h.targets), "p": h.b.emit(Softmax(), warm)})
+    assert LossHead()(graph) is graph
+    assert any("the result of `softcap` is also used by `mul`" in line for line in told(graph))
