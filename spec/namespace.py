@@ -63,7 +63,8 @@ def check_namespace(spec: Spec, found: Diagnostics) -> None:
 
 
 def unused(spec: Spec) -> list[Diagnostic]:
-    """PF0222 warnings for dims, params, blocks and used specs that no graph and no part of `train` reaches."""
+    """PF0222 warnings for dims, params, blocks and used specs that no graph and no part of `train` reaches. What
+    `extends` brought in may lie idle."""
     seen: set[tuple[str, bool]] = set()
     used: set[str] = set()
     todo: list[tuple[str, bool]] = []  # a name, and whether it was found in the prelude
@@ -113,7 +114,7 @@ def unused(spec: Spec) -> list[Diagnostic]:
             severity="warning",
         )
         for what, name, span in defined
-        if name not in used
+        if name not in used and span.source.name == spec.source.name
     ]
 
 
