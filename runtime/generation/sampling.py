@@ -72,7 +72,8 @@ def sample(logits: np.ndarray, how: Sampling, step: int = 0, seen: np.ndarray | 
     chosen = np.empty(len(z), np.int64)
     for row, (scores, at) in enumerate(zip(z, uniform(how.seed, step, len(z)), strict=True)):
         ids, left = _candidates(scores, how)
-        chosen[row] = ids[_draw(np.exp(left - left.max()), at)]
+        drawn = _draw(_weights(left), at)
+        chosen[row] = drawn if ids is None else ids[drawn]
     return chosen
 
 
@@ -82,7 +83,7 @@ def kept(logits: np.ndarray, how: Sampling, seen: np.ndarray | None = None) -> n
     out = np.full(logits.shape, -np.inf, np.float32)
     for row, scores in enumerate(_penalised(logits, how, seen)):
         ids, left = _candidates(scores, how)
-        out[row, ids] = left
+        out[row, slice(None) if ids is None else ids] = left
     return out
 
 
@@ -102,30 +103,28 @@ def _penalised(logits: np.ndarray, how: Sampling, seen: np.ndarray | None) -> np
     return z
 
 
-def _candidates(z: np.ndarray, how: Sampling) -> tuple[np.ndarray, np.ndarray]:
-    """(ids in rising order, their scores) of the tokens that remain of scores [vocab]."""
-    if how.temperature not in (0, 1):
-        z = z / np.float32(how.temperature)
+def _candidates(z: np.ndarray, how: Sampling) -> tuple[np.ndarray | None, np.ndarray]:
+    """(ids in rising order, their scores) of the tokens that remain of scores [vocab]; no ids where all do. The scores
+    are a copy that the caller may change."""
+    ids = None
+    z = z / np.float32(how.temperature or 1)
     if how.top_k is not None and how.top_k < len(z):
         ids = np.flatnonzero(z >= np.partition(z, -how.top_k)[-how.top_k])
         z = z[ids]
-    else:
-        ids = np.arange(len(z))
     if how.top_p is not None and how.top_p < 1:
         nucleus = _nucleus(z, how.top_p)
-        ids, z = ids[nucleus], z[nucleus]
+        ids, z = nucleus if ids is None else ids[nucleus], z[nucleus]
     return ids, z
 
 
 def _nucleus(z: np.ndarray, top_p: float) -> np.ndarray:
     """Indices, rising, of the smallest set of likeliest scores [n] that is at least so probable. Of equals at its end
     the smaller indices are left out."""
-    p = np.exp(z - z.max())
+    p = _weights(z.copy())
     p /= p.sum()
     # Summed from the least likely one up, a token is out while the sum is at most 1 - top_p. Those outside of a few
     # likeliest that hold more than top_p are out without being sorted.
-    few = np.arange(len(p))
-    rest, size = 0.0, FIRST
+    size = FIRST
     while size < len(p):
         few = np.flatnonzero(p >= np.partition(p, -size)[-size])
         rest = float(p.sum(dtype=np.float64) - p[few].sum(dtype=np.float64))
@@ -139,6 +138,12 @@ def _nucleus(z: np.ndarray, top_p: float) -> np.ndarray:
     inside = below > np.float32(1 - top_p)
     inside[-1] = True
     return np.sort(order[inside])
+
+
+def _weights(z: np.ndarray) -> np.ndarray:
+    """Probabilities of scores [n] up to a factor, the largest 1; in place, since fresh memory costs more than they."""
+    z -= z.max()
+    return np.exp(z, out=z)
 
 
 def _draw(weights: np.ndarray, at: float) -> int:
