@@ -12,7 +12,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from .compare import RACES, Options, Outcome, load_memory, race
+from .compare import RACES, Options, Outcome, forms, load_memory, race
+from .contenders import KINDS
 from .quality import quantisation_error
 from .sizes import SIZES
 from .training import train_memory, train_step
@@ -29,12 +30,17 @@ ROWS: dict[str, Callable[[Options], Outcome]] = {
 def main() -> None:
     given = Options()
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("row", choices=ROWS)
+    parser.add_argument("row", choices=[*ROWS, "models"], help="`models` only makes what the other rows need")
     parser.add_argument("--rounds", type=int, default=given.rounds)
     parser.add_argument("--size", choices=SIZES, default=given.size)
     parser.add_argument("--folder", type=Path, default=given.folder, help="where models and rounds are kept")
     args = parser.parse_args()
-    figure, holds = ROWS[args.row](Options(args.rounds, args.size, args.folder))
+    options = Options(args.rounds, args.size, args.folder)
+    if args.row == "models":
+        paths, missing = forms(KINDS, options)
+        print(json.dumps({"made": {name: str(path) for name, path in paths.items()}, "missing": missing}))
+        return
+    figure, holds = ROWS[args.row](options)
     print(json.dumps({"row": args.row, "figure": figure, "holds": holds}))
 
 

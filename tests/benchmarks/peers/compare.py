@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -67,7 +67,10 @@ RACES = [
     ),
     Race("decode_int4", "decode", ("ours-int4",), ("genai-int4", "llama-q4_0", "llama-q4_0-flash"), 1.15, new=48),
     Race("decode_int8", "decode", ("ours-int8", "ours-w8"), ("llama-q8_0", "llama-q8_0-flash"), 1.15, new=48),
-    Race("decode_int4_4k", "decode", ("ours-int4-kv8", "ours-int4"), ("genai-int4",), 1.3, prompt=4096),
+    Race(
+        "decode_int4_4k", "decode", ("ours-int4-kv8", "ours-int4"), ("genai-int4",), 1.3, prompt=4096,
+        every={"ours-int4": 3},
+    ),
     Race(
         "prefill_fp32", "prefill", ("ours-f32",), ("genai-f32", "torch-f32", "llama-f32", "jax-f32"),
         1.05, new=0, every={"llama-f32": 3, "jax-f32": 4},
@@ -75,7 +78,7 @@ RACES = [
     Race(
         "prefill_int8", "prefill", ("ours-int8",),
         ("genai-f32", "torch-f32", "genai-int4", "llama-q4_0", "llama-q8_0"), 2.0, new=0,
-        every={"llama-q8_0": 3, "llama-q4_0": 2},
+        every={"torch-f32": 2, "genai-int4": 2, "llama-q8_0": 3, "llama-q4_0": 3},
     ),
 ]  # fmt: skip
 
@@ -131,7 +134,7 @@ def race(r: Race, options: Options) -> Outcome:
     return figure, rounds.together(verdicts)
 
 
-def forms(names: Sequence[str], options: Options) -> tuple[dict[str, Path], dict[str, str]]:
+def forms(names: Iterable[str], options: Options) -> tuple[dict[str, Path], dict[str, str]]:
     """(the paths of the contenders' models, why one has none)."""
     paths: dict[str, Path] = {}
     missing: dict[str, str] = {}
