@@ -51,7 +51,7 @@ def of_run(run: Path, graph: Graph, text: Path | None) -> Entries:
 
 def made_up(graph: Graph) -> Entries:
     """Random entries: better than none, but not what the model will see."""
-    count = CALIBRATION // (ROWS * LENGTH)
+    count = CALIBRATION // (8 * ROWS * LENGTH)  # more of what is made up anyway would teach nothing
     chunks = [probe_inputs(graph, ROWS, LENGTH, 1 + i, documents=False) for i in range(count)]
     held_out = probe_inputs(graph, HELD_OUT, LENGTH, 0, documents=False)
     return Entries(chunks, held_out, "random inputs: the error on real ones may be larger (--calibrate TEXT.txt)")

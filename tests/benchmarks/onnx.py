@@ -1,6 +1,6 @@
 """Speed of an exported Gemma-2-like model (222M parameters) in plain onnxruntime, beside the memory's own.
 
-    python -m tests.benchmarks.onnx [--rounds 9] [--folder FOLDER] [--threads 1 --no-spin]
+    python -m tests.benchmarks.onnx [--rounds 9] [--folder FOLDER] [--threads 1 --no-spin] [--quantize int4] [--cache]
 
 Prints one JSON line: prefill and decode in tokens/s, the share of the read bandwidth that decoding reaches
 (probed in every round, since machines are shared), and the same with the state copied at each step instead of
@@ -21,13 +21,12 @@ from pathlib import Path
 
 import numpy as np
 
-from planform.backends.onnx import Session, export
+from planform.backends.onnx import Quantization, Scheme, Session, export, lower
 from planform.backends.onnx.session import physical_cores
 from planform.compiler.elaborate import elaborate
 from planform.compiler.parameters import initial
-from planform.compiler.passes.last import last_only
-from planform.compiler.passes.pipeline import optimise
-from planform.compiler.passes.stateful import stateful
+from planform.runtime.exporting import step_graph
+from planform.runtime.quantize.choose import BLOCK
 from planform.spec import load
 
 SIZE = {"vocab": 32768, "d": 1024, "layers": 12, "heads": 8, "kv_heads": 4, "head_dim": 128, "ff": 4096,
@@ -38,12 +37,18 @@ PROMPT, STEPS, ROOM = 512, 24, 1024
 clock: Callable[[], float] = time.perf_counter
 
 
-def exported(folder: Path) -> Path:
-    """The model in step form, with random weights."""
+def exported(folder: Path, weights_in: str | None = None, cache: bool = False) -> Path:
+    """The model in step form, with random weights: rounded to nearest, which is as fast as any other rounding, and with
+    8 bit caches under one scale for all channels."""
     graph = elaborate(load("gemma2", "2b", [f"{k}={v}" for k, v in SIZE.items()]), "lm")
     weights = initial(graph.parameters)
-    graph = optimise(last_only(stateful(graph)), "onnx", "step")
-    return export(graph, weights.__getitem__, folder, max_positions=2048)
+    graph, _ = step_graph(graph)
+    kept = [s.path for s in lower(graph, weights.__getitem__).states if s.layout != "plain"] if cache else []
+    scales = {path: np.full((SIZE["kv_heads"], SIZE["head_dim"]), 4 / 127, np.float32) for path in kept}
+    scheme = None if weights_in is None else Scheme(weights_in, 0 if weights_in == "int8" else BLOCK)
+    return export(
+        graph, weights.__getitem__, folder, max_positions=2048, quantization=Quantization(scheme, cache=scales)
+    )
 
 
 def bandwidth(array: np.ndarray, threads: int) -> float:
@@ -68,10 +73,10 @@ def decode(session: Session, tokens: np.ndarray, steps: int = STEPS) -> float:
 
 
 def prefill(session: Session, tokens: np.ndarray) -> float:
-    """Tokens/s of reading a prompt at once."""
+    """Tokens/s of reading a prompt."""
     session.reset(1, ROOM)
     start = clock()
-    session.advance(tokens)
+    session.prefill(tokens)
     return tokens.size / (clock() - start)
 
 
@@ -79,7 +84,7 @@ def decode_copying(session: Session, tokens: np.ndarray) -> float:
     """`decode` by plain `run` calls, whose states are new arrays at each step."""
     s = session.session
     sizes = {"batch": 1, "capacity": ROOM}
-    kinds = {"tensor(float)": np.float32, "tensor(int32)": np.int32}
+    kinds = {"tensor(float)": np.float32, "tensor(int32)": np.int32, "tensor(int8)": np.int8}
     states = {
         i.name: np.zeros([sizes.get(d, d) for d in i.shape], kinds[i.type])
         for i in s.get_inputs()
@@ -112,6 +117,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="keep the model here, and use the one that is there")
     parser.add_argument("--threads", type=int, default=physical_cores())
     parser.add_argument("--no-spin", action="store_true", help="threads sleep between operators: for busy machines")
+    parser.add_argument("--quantize", choices=("int4", "w8", "int8"), help="weights in fewer bits")
+    parser.add_argument("--cache", action="store_true", help="key and value caches in 8 bits")
     args = parser.parse_args()
     if args.threads == 1:
         global clock
@@ -119,7 +126,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = args.folder or Path(scratch) / "model"
         if not (folder / "model.onnx").exists():
-            exported(folder)
+            exported(folder, args.quantize, args.cache)
         size = (folder / "model.onnx.data").stat().st_size
         session = Session(folder, threads=args.threads, spin=not args.no_spin)
         array = np.ones(1 << 27, np.float32)

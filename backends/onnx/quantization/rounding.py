@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-SHRINKS = tuple(float(x) for x in np.linspace(1.0, 0.65, 8))
+SHRINKS = tuple(float(x) for x in np.linspace(1.0, 0.7, 5))
 """Scales that are tried, as shares of the one under which the block's largest entry just fits."""
 
 DAMPING = 0.01
@@ -21,7 +21,7 @@ DAMPING = 0.01
 ROWS = 8192
 """Rows of a matrix that are rounded at once: bounds the memory for a head of a large vocabulary."""
 
-LAZY = 128
+LAZY = 32
 """Columns after which the compensation is passed on to the rest of the matrix in one product."""
 
 
@@ -96,15 +96,20 @@ def best_scales(w: np.ndarray, levels: Levels, weights: np.ndarray | None = None
         widest = largest / end if signed else np.abs(largest) / end
         for shrink in SHRINKS:
             scale = np.where(widest == 0, 1, widest * shrink).astype(np.float32)
-            error = np.square(w - _codes(w, scale[..., None], levels) * scale[..., None])
-            total = (error if weights is None else error * weights).sum(-1)
+            error = _codes(w, scale[..., None], levels)
+            error *= scale[..., None]
+            error -= w
+            np.square(error, out=error)
+            total = error.sum(-1) if weights is None else error @ weights
             better = total < best
             best, found = np.where(better, total, best), np.where(better, scale, found)
     return found
 
 
 def _codes(w: np.ndarray, scale: np.ndarray, levels: Levels) -> np.ndarray:
-    return np.clip(np.rint(w / scale), levels.low, levels.high)
+    codes = w / scale
+    np.rint(codes, out=codes)
+    return np.clip(codes, levels.low, levels.high, out=codes)
 
 
 def _compensation(moments: np.ndarray) -> np.ndarray:
@@ -128,18 +133,19 @@ def _compensated(
     left = np.array(w.T, np.float32)  # [in, out]: a column of the matrix lies together
     codes = np.empty((k, n), np.int8)
     scales = np.empty((-(-k // block), n), np.float32)
-    span = block if block < k and block >= LAZY else LAZY
     if block >= k:
         scales[0] = best_scales(w, levels, weights)
-    for start in range(0, k, span):
-        stop = min(start + span, k)
+    for start in range(0, k, LAZY):
+        stop = min(start + LAZY, k)
         here = left[start:stop]
         errors = np.empty_like(here)
         for i in range(stop - start):
             column = start + i
             if block < k and column % block == 0:
                 end = min(column + block, k)
-                scales[column // block] = best_scales(left[column:end].T, levels, weights[column:end])
+                scales[column // block] = best_scales(
+                    np.ascontiguousarray(left[column:end].T), levels, weights[column:end]
+                )
             scale = scales[column // block]
             code = _codes(here[i], scale, levels)
             codes[column] = code
