@@ -135,10 +135,11 @@ def _compensated(
     scales = np.empty((-(-k // block), n), np.float32)
     if block >= k:
         scales[0] = best_scales(w, levels, weights)
+    # Memory that is used again and again: fresh pages would take most of the time.
+    spread, errors = np.empty_like(left), np.empty((LAZY, n), np.float32)
     for start in range(0, k, LAZY):
         stop = min(start + LAZY, k)
         here = left[start:stop]
-        errors = np.empty_like(here)
         for i in range(stop - start):
             column = start + i
             if block < k and column % block == 0:
@@ -151,6 +152,8 @@ def _compensated(
             codes[column] = code
             errors[i] = (here[i] - code * scale) / factor[column, column]
             if i + 1 < len(here):
-                here[i + 1 :] -= factor[column, column + 1 : stop, None] * errors[i]
-        left[stop:] -= factor[start:stop, stop:].T @ errors
+                rest = spread[: len(here) - i - 1]
+                here[i + 1 :] -= np.multiply(factor[column, column + 1 : stop, None], errors[i], out=rest)
+        rest = spread[: k - stop]
+        left[stop:] -= np.matmul(factor[start:stop, stop:].T, errors[: len(here)], out=rest)
     return np.ascontiguousarray(codes.T), np.ascontiguousarray(scales.T)
