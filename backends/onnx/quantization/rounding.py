@@ -113,17 +113,33 @@ def _codes(w: np.ndarray, scale: np.ndarray, levels: Levels) -> np.ndarray:
 
 
 def _compensation(moments: np.ndarray) -> np.ndarray:
-    """The upper Cholesky factor of the inverse of the moments [in, in]: row i says how an error in column i is made
-    good by the columns after it."""
+    """The upper Cholesky factor U of the inverse of the moments h [in, in], U^T U = h^-1: row i says how an error in
+    column i is made good by the columns after it.
+
+    With h = R R^T, R upper (the Cholesky factor of h backwards), U is the inverse of R: no inverse of h is needed.
+    """
     h = np.array(moments, np.float32)
     mean = float(np.mean(np.diag(h))) or 1.0
     damping = DAMPING
     while True:
         try:
-            inverse = np.linalg.inv(h + np.eye(len(h), dtype=np.float32) * (damping * mean))
-            return np.ascontiguousarray(np.linalg.cholesky((inverse + inverse.T) / 2).T)
+            damped = h + np.eye(len(h), dtype=np.float32) * (damping * mean)
+            return _inverse_upper(np.linalg.cholesky(damped[::-1, ::-1])[::-1, ::-1])
         except np.linalg.LinAlgError:  # float32 lost the smallest directions
             damping *= 10
+
+
+def _inverse_upper(r: np.ndarray) -> np.ndarray:
+    """The inverse of an upper triangular matrix, by halves."""
+    n = len(r)
+    if n <= 64:
+        return np.triu(np.linalg.inv(r))
+    half = n // 2
+    out = np.zeros_like(r, order="C")
+    out[:half, :half] = _inverse_upper(r[:half, :half])
+    out[half:, half:] = _inverse_upper(r[half:, half:])
+    out[:half, half:] = -out[:half, :half] @ (r[:half, half:] @ out[half:, half:])
+    return out
 
 
 def _compensated(
