@@ -210,24 +210,42 @@ class Document(_Strict):
 
 def json_schema() -> dict[str, Any]:
     """The JSON schema (draft 2020-12) of a spec, for editors."""
-    schema = _nullable(Document.model_json_schema())
-    required = schema.pop("required")
+    whole = Document.model_json_schema()
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        **schema,
+        **_nullable(whole),
         "required": ["planform"],
-        # What a spec extends brings the rest.
-        "anyOf": [{"required": ["extends"]}, {"required": required}],
+        # What a spec extends brings the rest, down to the parts of a graph.
+        "anyOf": [{"required": ["extends"]}, _demands(whole, whole["$defs"])],
     }
 
 
+def _demands(node: Any, definitions: dict[str, Any]) -> dict[str, Any]:
+    """What must be there, and nothing else of a schema."""
+    if "$ref" in node:
+        return _demands(definitions[node["$ref"].rpartition("/")[2]], definitions)
+    found: dict[str, Any] = {}
+    for choice in node.get("anyOf", ()):
+        found |= _demands(choice, definitions)
+    if "required" in node:
+        found["required"] = node["required"]
+    for kind in ("properties", "patternProperties"):
+        if inner := {k: d for k, v in node.get(kind, {}).items() if (d := _demands(v, definitions))}:
+            found[kind] = inner
+    return found
+
+
 def _nullable(node: Any) -> Any:
-    """Null deletes what `extends` brought in, so it may stand for the value of any key that isn't required."""
+    """Null deletes what `extends` brought in, so it may stand for any value; what must be there says `_demands`."""
     if isinstance(node, list):
         return [_nullable(item) for item in node]
     if not isinstance(node, dict):
         return node
-    out = {key: _nullable(value) for key, value in node.items() if not (key == "default" and value is None)}
+    out = {
+        key: _nullable(value)
+        for key, value in node.items()
+        if not (key == "default" and value is None) and not (key == "required" and isinstance(value, list))
+    }
     null = {"type": "null"}
     if isinstance(out.get("additionalProperties"), dict):
         out["additionalProperties"] = {"anyOf": [out["additionalProperties"], null]}

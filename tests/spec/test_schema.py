@@ -164,6 +164,8 @@ def test_shipped_specs_satisfy_the_json_schema(name: str) -> None:
     [
         ("planform: 1\nmodel: m\n" + GRAPH, True),
         ("planform: 1\nextends: base\nsharding: {d: null}\ntrain: null\nblocks: {'f(x)': null}\n", True),
+        ("planform: 1\nextends: base\ngraphs: {lm: {body: a}}\n", True),
+        ("planform: 1\nmodel: m\ngraphs: {lm: {body: a}}\n", False),
         ("planform: 1\n" + GRAPH, False),
         ("planform: 2\nmodel: m\n" + GRAPH, False),
         ("planform: 1\nmodel: m\nblock: {}\n" + GRAPH, False),

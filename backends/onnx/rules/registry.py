@@ -31,6 +31,7 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 EXCLUDED: dict[str, str] = {
     "cross_entropy": "training only: an artefact gives logits",
     "linear_cross_entropy": "training only: an artefact gives logits",
+    "linear_soft_cross_entropy": "training only: an artefact gives logits",
     "count_targets": "training only: weighs the loss of a batch",
 }
 
