@@ -81,7 +81,7 @@ def products(s: Sizes, rows: int) -> tuple[Step, Callable[[], Any], Any]:
 
 
 def variant(name: str, s: Sizes, rows: int) -> tuple[Step, Callable[[], Any], Any]:
-    """(train step, what makes its parameters, their shapes) of `hand`, `hand:scan`, `products`, `ours:FIELD=VALUE+..`."""
+    """(train step, what makes its parameters, their shapes) of `hand[:scan]`, `products`, `ours:FIELD=VALUE+..`."""
     kind, _, options = name.partition(":")
     if kind == "products":
         return products(s, rows)
