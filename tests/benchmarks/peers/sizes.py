@@ -32,8 +32,9 @@ SIZES = {
     "m300": Size(vocab=32768, d=1024, layers=12, heads=8, kv=4, head_dim=128, ff=4096, window=512),
     # The widths of Gemma 2 2B, with fewer layers and a smaller vocabulary.
     "w2b": Size(vocab=32768, d=2304, layers=6, heads=8, kv=4, head_dim=256, ff=9216, window=4096),
-    # Trained here on bytes. Every matrix has a multiple of 128 rows, so that everybody's blocks fit.
-    "trained": Size(vocab=256, d=256, layers=4, heads=4, kv=2, head_dim=64, ff=1024, window=128),
+    # Trained here on bytes. Every matrix has a multiple of 128 rows, so that everybody's blocks fit. Ids beyond 255
+    # never occur, but genai's builder takes a square table the wrong way round.
+    "trained": Size(vocab=384, d=256, layers=4, heads=4, kv=2, head_dim=64, ff=1024, window=128),
     "tiny": Size(vocab=1024, d=256, layers=4, heads=4, kv=2, head_dim=64, ff=512, window=128),
 }
 
