@@ -62,11 +62,18 @@ class Race:
 
 RACES = [
     Race(
-        "decode_fp32", "decode", ("ours-f32",), ("genai-f32", "llama-f32", "llama-f32-flash", "torch-f32", "jax-f32"),
+        "decode_fp32", "decode", ("ours-f32", "ours-f32-mapped"),
+        ("genai-f32", "llama-f32", "llama-f32-flash", "torch-f32", "jax-f32"),
         0.98, share=0.9, every={"llama-f32-flash": 3, "torch-f32": 3, "jax-f32": 4},
     ),
-    Race("decode_int4", "decode", ("ours-int4",), ("genai-int4", "llama-q4_0", "llama-q4_0-flash"), 1.15, new=48),
-    Race("decode_int8", "decode", ("ours-int8", "ours-w8"), ("llama-q8_0", "llama-q8_0-flash"), 1.15, new=48),
+    Race(
+        "decode_int4", "decode", ("ours-int4-kv8", "ours-int4"), ("genai-int4", "llama-q4_0", "llama-q4_0-flash"), 1.15,
+        new=48, every={"llama-q4_0-flash": 3},
+    ),
+    Race(
+        "decode_int8", "decode", ("ours-int8-kv8", "ours-int8", "ours-w8"), ("llama-q8_0", "llama-q8_0-flash"), 1.15,
+        new=48, every={"ours-w8": 3, "llama-q8_0-flash": 3},
+    ),
     Race(
         "decode_int4_4k", "decode", ("ours-int4-kv8", "ours-int4"), ("genai-int4",), 1.3, prompt=4096,
         every={"ours-int4": 3},
@@ -125,7 +132,7 @@ def race(r: Race, options: Options) -> Outcome:
         figure["product_gflop_s"] = {n: spread(rates) for n, rates in peaks.items()}
         figure["of_product_peak"] = {n: round(_median(v) * size.flops / 1e9 / peak, 3) for n, v in speeds.items()}
     figure["others' share of the processors"] = spread([row["others"] for rows in found.values() for row in rows])
-    if all(n.endswith(("-f32", "-flash")) for n in speeds):
+    if all(n.endswith(("-f32", "-mapped", "-flash")) for n in speeds):
         figure["largest difference of logits"], equal = agreement(list(speeds), paths, options)
         verdicts.append(equal)
     if missing:
@@ -172,7 +179,7 @@ def agreement(names: Sequence[str], paths: dict[str, Path], options: Options) ->
 
 
 MEMORY_GROUPS = (
-    ("float32", ("ours-f32",), ("genai-f32", "llama-f32", "torch-f32")),
+    ("float32", ("ours-f32-mapped", "ours-f32"), ("genai-f32", "llama-f32", "torch-f32")),
     ("4 bits", ("ours-int4",), ("genai-int4", "llama-q4_0")),
 )
 

@@ -68,6 +68,16 @@ class Ours(Contender):
         return self.session.prefill(tokens[None])[0, -1]
 
 
+class OursMapped(Ours):
+    """The weights read where the file is mapped, not laid out anew: for whoever starts often or has little memory."""
+
+    def __init__(self, path: Path, threads: int) -> None:
+        Contender.__init__(self, path, threads)
+        from planform.backends.onnx import Session
+
+        self.session = Session(path, threads=threads, packed=False)
+
+
 class Genai(Contender):
     """onnxruntime-genai, with its own generator loop."""
 
@@ -187,7 +197,8 @@ class HandJax(Contender):
 
 
 KINDS: dict[str, tuple[type[Contender], str, str]] = {
-    **{f"ours-{n}": (Ours, f"ours-{n}", "") for n in ("f32", "int4", "int4-kv8", "int8", "w8")},
+    **{f"ours-{n}": (Ours, f"ours-{n}", "") for n in ("f32", "int4", "int4-kv8", "int8", "int8-kv8", "w8")},
+    "ours-f32-mapped": (OursMapped, "ours-f32", ""),
     **{f"genai-{n}": (Genai, f"genai-{n}", "onnxruntime_genai") for n in ("f32", "int4")},
     **{f"llama-{n}": (Llama, f"{n}.gguf", "llama_cpp") for n in ("f32", "q8_0", "q4_0")},
     **{f"llama-{n}-flash": (LlamaFlash, f"{n}.gguf", "llama_cpp") for n in ("f32", "q8_0", "q4_0")},

@@ -27,6 +27,7 @@ OURS = {
     "ours-int4": ("--quantize", "int4"),
     "ours-int4-kv8": ("--quantize", "int4", "--cache", "int8"),
     "ours-int8": ("--quantize", "int8"),
+    "ours-int8-kv8": ("--quantize", "int8", "--cache", "int8"),
     "ours-w8": ("--quantize", "w8"),
 }
 """Our artefacts, by the options of `planform export`."""

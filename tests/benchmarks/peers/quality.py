@@ -21,7 +21,7 @@ SAME = {"ours": "ours-f32", "genai": "genai-f32", "llama": "llama-f32"}
 EQUAL = 1e-4
 GROUPS = (
     ("4 bits", ("ours-int4", "ours-int4-kv8"), ("genai-int4", "llama-q4_0"), True),
-    ("8 bits", ("ours-int8", "ours-w8"), ("llama-q8_0",), False),
+    ("8 bits", ("ours-int8", "ours-int8-kv8", "ours-w8"), ("llama-q8_0",), False),
 )
 """What is compared: ours, theirs, and whether ours must not be worse (else it is reported)."""
 
