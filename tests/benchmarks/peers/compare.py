@@ -30,6 +30,8 @@ AGREE_ELSE = 1e-3
 
 LIBRARIES = ("torch", "onnxruntime")
 """Whose matrix products are taken for what the machine can give to a prompt: the faster one's."""
+SMALL = "onnxruntime-int8"
+"""The same in 8-bit integers: what they can gain at most on the processor that is there."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ def race(r: Race, options: Options) -> Outcome:
     asked += ["--prompts", 2 if r.what == "prefill" else 1]
     runs = {name: partial(rounds.child, "child", name, paths[name], *asked) for name in (*ours, *peers)}
     if r.what == "prefill":
-        runs |= {f"product-{n}": partial(_product, n) for n in LIBRARIES}
+        runs |= {f"product-{n}": partial(_product, n) for n in (*LIBRARIES, SMALL)}
     found = rounds.interleaved(f"{r.name}-{options.size}", runs, options.rounds, options.folder, r.every)
     missing |= {name: str(row["error"]) for name, rows in found.items() for row in rows if "error" in row}
     speeds = {
@@ -130,6 +132,7 @@ def race(r: Race, options: Options) -> Outcome:
         peaks = {n: rates for n, rates in peaks.items() if rates}
         peak = max(map(_median_of, peaks.values()))
         figure["product_gflop_s"] = {n: spread(rates) for n, rates in peaks.items()}
+        figure["int8_product_gop_s"] = spread([row["rate"] for row in found[f"product-{SMALL}"] if "rate" in row])
         figure["of_product_peak"] = {n: round(_median(v) * size.flops / 1e9 / peak, 3) for n, v in speeds.items()}
     figure["others' share of the processors"] = spread([row["others"] for rows in found.values() for row in rows])
     if all(n.endswith(("-f32", "-mapped", "-flash")) for n in speeds):

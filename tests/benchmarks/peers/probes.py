@@ -57,7 +57,8 @@ PRODUCT = 2048
 
 
 def product_rate(library: str, threads: int) -> float:
-    """GFLOP/s of a float32 matrix product in `torch` or `onnxruntime`, in a process of its own: the best of a few."""
+    """GFLOP/s of a matrix product in a process of its own, the best of a few: float32 in `torch` or `onnxruntime`,
+    8-bit integers in `onnxruntime-int8`."""
     command = [sys.executable, "-m", "tests.benchmarks.peers.probes", library, str(threads)]
     root = Path(__file__).parents[3]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
@@ -79,11 +80,16 @@ def _product_rate(library: str, threads: int) -> float:
 
         from planform.backends.onnx.session import load, options
 
-        shape, kind = ir.Shape((n, n)), ir.TensorType(ir.DataType.FLOAT)
-        weight = ir.Value(name="w", shape=shape, type=kind, const_value=ir.tensor(x))
-        given = ir.Value(name="x", shape=shape, type=kind)
-        node = ir.node("MatMul", [given, weight])
-        node.outputs[0].name, node.outputs[0].shape, node.outputs[0].type = "y", shape, kind
+        small = library.endswith("int8")
+        x, w = (np.abs(x * 20).astype(np.uint8), (x * 20).astype(np.int8)) if small else (x, x)
+        shape = ir.Shape((n, n))
+        weight, given = (
+            ir.Value(name=name, shape=shape, type=ir.TensorType(ir.DataType.from_numpy(a.dtype)), const_value=constant)
+            for name, a, constant in (("w", w, ir.tensor(w)), ("x", x, None))
+        )
+        node = ir.node("MatMulInteger" if small else "MatMul", [given, weight])
+        result = ir.DataType.INT32 if small else ir.DataType.FLOAT
+        node.outputs[0].name, node.outputs[0].shape, node.outputs[0].type = "y", shape, ir.TensorType(result)
         graph = ir.Graph([given], node.outputs, nodes=[node], initializers=[weight], opset_imports={"": 21}, name="g")
         session = load(ir.Model(graph, ir_version=10), options(threads))
         run = lambda: session.run(None, {"x": x})  # noqa: E731
