@@ -6,7 +6,6 @@ Per-layer parameters, layers unrolled (or scanned in pairs), full logits, AdamW 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -14,20 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-
-@dataclass(frozen=True)
-class Sizes:
-    vocab: int
-    d: int
-    layers: int
-    heads: int
-    kv: int
-    head_dim: int
-    ff: int
-    window: int
+from .sizes import Size
 
 
-def init(s: Sizes, scan: bool = False) -> Any:
+def init(s: Size, scan: bool = False) -> Any:
     rng = np.random.default_rng(0)
 
     def w(*shape: int) -> np.ndarray:
@@ -55,7 +44,7 @@ def rope(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
 
 
-def layer(s: Sizes, p: Any, x: jax.Array, angles: Any, mask: jax.Array) -> jax.Array:
+def layer(s: Size, p: Any, x: jax.Array, angles: Any, mask: jax.Array) -> jax.Array:
     b, t, _ = x.shape
     h = rms(x, p["n1"])
     q = rope((h @ p["q"]).reshape(b, t, s.heads, s.head_dim), *angles) * s.head_dim**-0.5
@@ -70,7 +59,7 @@ def layer(s: Sizes, p: Any, x: jax.Array, angles: Any, mask: jax.Array) -> jax.A
     return x + rms(h, p["n4"])
 
 
-def loss(s: Sizes, params: Any, tokens: jax.Array, scan: bool = False) -> jax.Array:
+def loss(s: Size, params: Any, tokens: jax.Array, scan: bool = False) -> jax.Array:
     """Mean next-token cross-entropy of tokens [batch, time + 1]."""
     x, y = tokens[:, :-1], tokens[:, 1:]
     t = x.shape[1]

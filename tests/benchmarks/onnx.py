@@ -29,8 +29,9 @@ from planform.runtime.exporting import step_graph
 from planform.runtime.quantize.choose import BLOCK
 from planform.spec import load
 
-SIZE = {"vocab": 32768, "d": 1024, "layers": 12, "heads": 8, "kv_heads": 4, "head_dim": 128, "ff": 4096,
-        "window": 512, "query_scale": 128}  # fmt: skip
+from .sizes import SIZES
+
+SIZE = SIZES["m300"].dims
 PROMPT, STEPS, ROOM = 512, 24, 1024
 
 

@@ -12,7 +12,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -26,20 +26,14 @@ from planform.compiler.passes.pipeline import optimise
 from planform.compiler.types import Dim, TensorType
 from planform.spec import load
 
-from .hand_jax import Sizes, adamw, init, loss
-
-SIZES = {
-    "t40": Sizes(vocab=16384, d=512, layers=8, heads=8, kv=4, head_dim=64, ff=2048, window=128),
-    "t40x2": Sizes(vocab=4096, d=512, layers=2, heads=8, kv=4, head_dim=64, ff=2048, window=128),
-    "tiny": Sizes(vocab=1024, d=128, layers=2, heads=4, kv=2, head_dim=32, ff=256, window=64),
-}
+from .hand_jax import adamw, init, loss
+from .ratios import interval
+from .sizes import SIZES, Size
 
 
-def graph_of(s: Sizes) -> Graph:
+def graph_of(s: Size) -> Graph:
     """The training loss of the shipped Gemma 2 in these sizes, as the trainer runs it."""
-    dims = {**asdict(s), "kv_heads": s.kv, "query_scale": s.head_dim}
-    del dims["kv"]
-    spec = load("gemma2", "small", [f"{k}={v}" for k, v in dims.items()])
+    spec = load("gemma2", "small", [f"{k}={v}" for k, v in s.dims.items()])
     assert spec.train is not None
     tokens = TensorType("i32", (Dim.parse("batch"), Dim.parse("time")))
     return optimise(elaborate_loss(spec, spec.train.values["loss"], {"tokens": tokens}), "xla", "training")
@@ -48,7 +42,7 @@ def graph_of(s: Sizes) -> Graph:
 Step = Callable[..., Any]
 
 
-def products(s: Sizes, rows: int) -> tuple[Step, Callable[[], Any], Any]:
+def products(s: Size, rows: int) -> tuple[Step, Callable[[], Any], Any]:
     """What no step can do without, and nothing else: the products with its weights, forward and for both gradients,
     for so many rows (batch * time). Attention's own products are left out, so the limit is on the safe side."""
     graph = graph_of(s)
@@ -80,7 +74,7 @@ def products(s: Sizes, rows: int) -> tuple[Step, Callable[[], Any], Any]:
     return step, make, shapes
 
 
-def variant(name: str, s: Sizes, rows: int) -> tuple[Step, Callable[[], Any], Any]:
+def variant(name: str, s: Size, rows: int) -> tuple[Step, Callable[[], Any], Any]:
     """(train step, what makes its parameters, their shapes) of `hand[:scan]`, `products`, `ours:FIELD=VALUE+..`."""
     kind, _, options = name.partition(":")
     if kind == "products":
@@ -109,7 +103,7 @@ def variant(name: str, s: Sizes, rows: int) -> tuple[Step, Callable[[], Any], An
     return step, make, shapes
 
 
-def compiled(name: str, s: Sizes, args: argparse.Namespace, run: bool) -> dict[str, Any]:
+def compiled(name: str, s: Size, args: argparse.Namespace, run: bool) -> dict[str, Any]:
     """The compiled step; with `run` its state and tokens too."""
     step, make, shapes = variant(name, s, args.batch * args.time)
     state = (shapes, shapes, shapes, jax.ShapeDtypeStruct((), jnp.float32))
@@ -134,13 +128,6 @@ def compiled(name: str, s: Sizes, args: argparse.Namespace, run: bool) -> dict[s
     return found
 
 
-def interval(ratios: list[float], draws: int = 4000) -> tuple[float, float]:
-    """95% bootstrap interval of the median."""
-    picked = np.random.default_rng(0).choice(ratios, (draws, len(ratios)))
-    low, high = np.percentile(np.median(picked, 1), [2.5, 97.5])
-    return float(low), float(high)
-
-
 def measure_steps(args: argparse.Namespace) -> None:
     """Rounds in which every variant makes some steps, in turn; speeds are relative to the first variant."""
     s = sized(args)[0]
@@ -159,14 +146,14 @@ def measure_steps(args: argparse.Namespace) -> None:
             r["cpu"].append((time.process_time() - c) / args.steps)
     for r in runs:
         ratios = [a / b for a, b in zip(runs[0]["seconds"], r["seconds"])]
-        low, high = interval(ratios)
+        median, low, high = interval(ratios)
         report(
             variant=r["name"],
             layers=s.layers,
             step_s=round(statistics.median(r["seconds"]), 3),
             best_s=round(min(r["seconds"]), 3),
             cpu_s=round(statistics.median(r["cpu"]), 3),
-            speed=round(statistics.median(ratios), 3),
+            speed=round(median, 3),
             interval=[round(low, 3), round(high, 3)],
             speed_cpu=round(statistics.median(a / b for a, b in zip(runs[0]["cpu"], r["cpu"])), 3),
             loss=[round(r["losses"][0], 4), round(r["losses"][-1], 4)],
@@ -180,7 +167,7 @@ def measure_compile(args: argparse.Namespace) -> None:
             report(variant=name, layers=s.layers, **compiled(name, s, args, run=False)["cost"])
 
 
-def sized(args: argparse.Namespace) -> list[Sizes]:
+def sized(args: argparse.Namespace) -> list[Size]:
     own = SIZES[args.size]
     return [replace(own, layers=int(n)) for n in args.layers.split(",")] if args.layers else [own]
 

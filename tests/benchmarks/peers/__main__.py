@@ -12,10 +12,10 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from ..sizes import SIZES
 from .compare import RACES, Options, Outcome, forms, load_memory, race
 from .contenders import KINDS
 from .quality import quantisation_error
-from .sizes import SIZES
 from .training import train_memory, train_step
 
 ROWS: dict[str, Callable[[Options], Outcome]] = {

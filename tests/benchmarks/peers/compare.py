@@ -14,12 +14,13 @@ import numpy as np
 
 from planform.backends.onnx.session import physical_cores
 
+from ..ratios import interval, judged, together
+from ..sizes import SIZES
 from . import rounds
 from .child import prompt
 from .contenders import KINDS
 from .models import Unavailable, built, default_folder, need, weight_bytes
 from .probes import product_rate
-from .sizes import SIZES
 
 Figure = dict[str, Any]
 Outcome = tuple[Figure, bool | str]
@@ -115,18 +116,18 @@ def race(r: Race, options: Options) -> Outcome:
     if not ours or not peers:
         return {"missing": missing}, "undecided"
     best, rival = (max(names, key=lambda n: _median(speeds[n])) for names in (ours, peers))
-    ratio = rounds.interval(rounds.paired(speeds[best], speeds[rival]))
+    ratio = interval(rounds.paired(speeds[best], speeds[rival]))
     figure: Figure = {
         "model": options.size, "prompt": r.prompt, "ours": best, "best peer": rival,
         "ratio": rounded(ratio), "tokens_s": {n: spread([s for _, s in v]) for n, v in speeds.items()},
     }  # fmt: skip
-    verdicts = [rounds.judged(*ratio[1:], aim=r.aim)]
+    verdicts = [judged(*ratio[1:], aim=r.aim)]
     if r.what == "decode":
         shares = {n: _shares(found[n], speeds[n], weight_bytes(paths[n])) for n in speeds}
         figure["read_gb_s"] = spread([row["bandwidth"] for n in speeds for row in found[n]])
-        figure["of_bandwidth"] = {n: rounded(rounds.interval(v)) for n, v in shares.items()}
+        figure["of_bandwidth"] = {n: rounded(interval(v)) for n, v in shares.items()}
         if r.share:
-            verdicts.append(rounds.judged(*rounds.interval(shares[best])[1:], aim=r.share))
+            verdicts.append(judged(*interval(shares[best])[1:], aim=r.share))
     else:
         peaks = {n: [row["rate"] for row in found[f"product-{n}"] if "rate" in row] for n in LIBRARIES}
         peaks = {n: rates for n, rates in peaks.items() if rates}
@@ -141,7 +142,7 @@ def race(r: Race, options: Options) -> Outcome:
     if missing:
         figure["missing"] = missing
         verdicts.append("undecided")
-    return figure, rounds.together(verdicts)
+    return figure, together(verdicts)
 
 
 def forms(names: Iterable[str], options: Options) -> tuple[dict[str, Path], dict[str, str]]:
@@ -206,14 +207,14 @@ def load_memory(options: Options) -> Outcome:
         for title, key, scale in (("seconds to the first token", "ready_s", 1.0), ("peak memory, MB", "memory", 1e-6)):
             values = {n: [(row["round"], row[key] * scale) for row in found[n]] for n in here}
             rival = min((n for n in here if n in peers), key=lambda n: _median(values[n]))
-            ratio = rounds.interval(rounds.paired(values[rival], values[ours[0]]))
+            ratio = interval(rounds.paired(values[rival], values[ours[0]]))
             figure[f"{group}: {title}"] = {n: spread([v for _, v in vs]) for n, vs in values.items()}
             figure[f"{group}: {title}"]["best peer / ours"] = rounded(ratio)
-            verdicts.append(rounds.judged(*ratio[1:], aim=1.0))
+            verdicts.append(judged(*ratio[1:], aim=1.0))
     if missing:
         figure["missing"] = missing
         verdicts.append("undecided")
-    return figure, rounds.together(verdicts)
+    return figure, together(verdicts)
 
 
 def _product(library: str) -> rounds.Result:

@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from .sizes import SIZES, TRAINED, Size
+from ..sizes import SIZES, TRAINED, Size
 
 ROOT = Path(__file__).parents[3]
 POSITIONS = 8192
@@ -115,21 +115,14 @@ def _random(size: Size, out: Path) -> None:
     import transformers
 
     torch.manual_seed(0)
-    config = transformers.Gemma2Config(
-        vocab_size=size.vocab, hidden_size=size.d, num_hidden_layers=size.layers, num_attention_heads=size.heads,
-        num_key_value_heads=size.kv, head_dim=size.head_dim, intermediate_size=size.ff, sliding_window=size.window,
-        query_pre_attn_scalar=size.head_dim, max_position_embeddings=POSITIONS,
-    )  # fmt: skip
+    config = transformers.Gemma2Config(**size.config, max_position_embeddings=POSITIONS)
     transformers.Gemma2ForCausalLM(config).save_pretrained(out)
     add_tokenizer(out, size.vocab)
 
 
 def _train(out: Path) -> None:
     """On the source of the standard library, byte by byte: about five minutes of two cores."""
-    s = SIZES[TRAINED]
-    dims = {"vocab": s.vocab, "d": s.d, "layers": s.layers, "heads": s.heads, "kv_heads": s.kv, "ff": s.ff,
-            "head_dim": s.head_dim, "query_scale": s.head_dim, "window": s.window, "rate": 0.002}  # fmt: skip
-    dims |= {"train.checkpoint.keep": 1, "train.seed": 0}
+    dims = {**SIZES[TRAINED].dims, "rate": 0.002, "train.checkpoint.keep": 1, "train.seed": 0}
     overrides = [x for k, v in dims.items() for x in ("--set", f"{k}={v}")]
     steps = os.environ.get("PLANFORM_BENCH_STEPS", "500")
     _planform("train", "gemma2@small", *overrides, "--steps", steps, "--length", "384", "--out", str(out), "--quiet")

@@ -11,9 +11,10 @@ import numpy as np
 from planform.backends.onnx.session import physical_cores
 from planform.runtime.data import stdlib_corpus
 
+from ..ratios import judged, together
+from ..sizes import SIZES, TRAINED
 from . import rounds
 from .compare import Figure, Options, Outcome, forms
-from .sizes import SIZES, TRAINED
 
 PROMPT, REST, ROWS = 384, 32, 48
 SAME = {"ours": "ours-f32", "genai": "genai-f32", "llama": "llama-f32"}
@@ -66,11 +67,11 @@ def quantisation_error(options: Options) -> Outcome:
         told = {n: ratio(errors[n], errors[rival]) for n in here[0]}
         figure[f"{group}: ours / {rival}"] = {n: [float(f"{x:.3g}") for x in r] for n, r in told.items()}
         if bound:
-            verdicts += [rounds.judged(1 / high, 1 / low, aim=1.0) for _, low, high in told.values()]
+            verdicts += [judged(1 / high, 1 / low, aim=1.0) for _, low, high in told.values()]
     if missing:
         figure["missing"] = missing
         verdicts.append("undecided")
-    return figure, rounds.together(verdicts)
+    return figure, together(verdicts)
 
 
 def held_out() -> np.ndarray:

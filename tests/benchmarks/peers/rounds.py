@@ -17,8 +17,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from planform.backends.onnx.session import physical_cores
 
 from .models import ROOT
@@ -127,20 +125,3 @@ def paired(a: Sequence[tuple[int, float]], b: Sequence[tuple[int, float]]) -> li
     """Ratios a / b of the rounds that both have; each is (round, value)."""
     other = dict(b)
     return [value / other[i] for i, value in a if i in other]
-
-
-def interval(values: Sequence[float], draws: int = 10_000) -> tuple[float, float, float]:
-    """(median, low, high): the median and its 95% bootstrap interval."""
-    drawn = np.random.default_rng(0).choice(np.asarray(values), (draws, len(values)))
-    low, high = np.percentile(np.median(drawn, axis=1), [2.5, 97.5])
-    return float(np.median(values)), float(low), float(high)
-
-
-def judged(low: float, high: float, aim: float) -> bool | str:
-    """Whether an interval reaches an aim: True, False when it lies wholly below, else "undecided"."""
-    return True if low >= aim else False if high < aim else "undecided"
-
-
-def together(verdicts: Sequence[bool | str]) -> bool | str:
-    """All of them: False if one falls short, "undecided" if one is."""
-    return False if False in verdicts else "undecided" if "undecided" in verdicts else True

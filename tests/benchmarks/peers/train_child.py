@@ -14,20 +14,16 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from ..sizes import SIZES
 from .child import peak_memory
 
 NAMES = ("ours", "hand", "products", "torch")
 
-WIDE = {"vocab": 256_000, "d": 256, "layers": 2, "heads": 4, "kv": 2, "head_dim": 64, "ff": 1024, "window": 128}
-"""A small model with Gemma's vocabulary: what its logits cost."""
-
 
 def jax_step(name: str, size: str, batch: int, time_: int) -> tuple[Callable[[], float], dict[str, Any]]:
-    from tests.benchmarks.hand_jax import Sizes
-    from tests.benchmarks.xla import SIZES, compiled
+    from tests.benchmarks.xla import compiled
 
-    s = Sizes(**WIDE) if size == "wide" else SIZES[size]
-    r = compiled(name, s, argparse.Namespace(batch=batch, time=time_), run=True)
+    r = compiled(name, SIZES[size], argparse.Namespace(batch=batch, time=time_), run=True)
 
     def step() -> float:
         r["state"], loss = r["run"](r["state"], r["tokens"])
@@ -40,19 +36,14 @@ def torch_step(size: str, batch: int, time_: int, threads: int) -> tuple[Callabl
     """transformers' model, eager, with torch's fused AdamW."""
     import torch
     import transformers
-    from tests.benchmarks.xla import SIZES
 
-    s = WIDE if size == "wide" else vars(SIZES[size])
+    s = SIZES[size]
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    config = transformers.Gemma2Config(
-        vocab_size=s["vocab"], hidden_size=s["d"], num_hidden_layers=s["layers"], num_attention_heads=s["heads"],
-        num_key_value_heads=s["kv"], head_dim=s["head_dim"], intermediate_size=s["ff"], sliding_window=s["window"],
-        query_pre_attn_scalar=s["head_dim"], attn_implementation="eager",
-    )  # fmt: skip
+    config = transformers.Gemma2Config(**s.config, attn_implementation="eager")
     model = transformers.Gemma2ForCausalLM(config).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.01, fused=True)
-    tokens = torch.randint(3, s["vocab"], (batch, time_ + 1))
+    tokens = torch.randint(3, s.vocab, (batch, time_ + 1))
 
     def step() -> float:
         loss = model(input_ids=tokens, labels=tokens, use_cache=False).loss
@@ -67,7 +58,7 @@ def torch_step(size: str, batch: int, time_: int, threads: int) -> tuple[Callabl
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("name", choices=NAMES)
-    parser.add_argument("--size", default="t40", help="of tests.benchmarks.xla, or `wide`")
+    parser.add_argument("--size", default="t40", choices=SIZES)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--time", type=int, default=256)
     parser.add_argument("--threads", type=int, required=True)

@@ -14,10 +14,12 @@ from typing import Any
 from planform.backends.onnx.session import physical_cores
 from planform.runtime.environment import cpu_environment
 
+from ..ratios import interval, judged, together
+from ..sizes import SIZES
 from . import rounds
 from .compare import Figure, Options, Outcome, rounded, spread
 from .models import ROOT, Unavailable, need
-from .train_child import NAMES, WIDE
+from .train_child import NAMES
 
 BATCH, TIME = 4, 256
 SPEED, SHARE = 1.2, 0.8
@@ -86,9 +88,7 @@ def train_step(options: Options, size: str = "t40") -> Outcome:
     if not {"ours", "hand", "products"} <= set(seconds):
         return {"missing": missing}, False
     ratios = {
-        name: rounds.interval([a / b for a, b in zip(seconds[name], seconds["ours"])])
-        for name in seconds
-        if name != "ours"
+        name: interval([a / b for a, b in zip(seconds[name], seconds["ours"])]) for name in seconds if name != "ours"
     }
     figure: Figure = {
         "model": size, "batch": [BATCH, TIME], "seconds": {n: spread(s) for n, s in seconds.items()},
@@ -101,16 +101,16 @@ def train_step(options: Options, size: str = "t40") -> Outcome:
     if missing:
         figure["missing"] = missing
     verdicts = [
-        rounds.judged(*ratios["hand"][1:], aim=SPEED),
-        rounds.judged(*ratios["products"][1:], aim=SHARE),
+        judged(*ratios["hand"][1:], aim=SPEED),
+        judged(*ratios["products"][1:], aim=SHARE),
     ]
-    return figure, rounds.together(verdicts)
+    return figure, together(verdicts)
 
 
 def train_memory(options: Options) -> Outcome:
     """Peak memory of the process after two steps, and the bytes of temporaries that XLA says its program has: for the
     usual model, and for one with Gemma's vocabulary, whose logits are the largest thing there is."""
-    logits = BATCH * TIME * WIDE["vocab"] * 4
+    logits = BATCH * TIME * SIZES["wide"].vocab * 4
     figure: Figure = {}
     verdicts: list[bool | str] = []
     for size in ("t40", "wide"):
@@ -135,4 +135,4 @@ def train_memory(options: Options) -> Outcome:
     verdicts.append(temporary["ours"] < logits >> 20)
     if "missing" in figure:
         verdicts.append("undecided")
-    return figure, rounds.together(verdicts)
+    return figure, together(verdicts)

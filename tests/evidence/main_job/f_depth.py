@@ -9,6 +9,7 @@ import sys
 import time
 from typing import Any
 
+from tests.benchmarks.ratios import interval
 from tests.evidence import row
 
 ROUNDS = 9
@@ -49,8 +50,6 @@ def compile_seconds(layers: int) -> dict[str, float]:
 
 @row("main_job", "depth", "trace + XLA compile of the step: 96 layers at most 1.3 x 12 layers, default policy", 6)
 def depth() -> tuple[Any, bool | str]:
-    from tests.benchmarks.xla import interval  # brings in jax, which the other rows don't need
-
     runs: dict[int, list[dict[str, float]]] = {12: [], 96: []}
     for _ in range(ROUNDS):
         for layers, found in runs.items():
@@ -58,9 +57,9 @@ def depth() -> tuple[Any, bool | str]:
             done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
             found.append(json.loads(done.stdout.splitlines()[-1]))
     ratios = [deep["total"] / shallow["total"] for shallow, deep in zip(runs[12], runs[96])]
-    low, high = interval(ratios)
+    median, low, high = interval(ratios)
     figure = {
-        "ratio": round(statistics.median(ratios), 2),
+        "ratio": round(median, 2),
         "interval": [round(low, 2), round(high, 2)],
         **{
             f"layers_{n}_s": {k: round(statistics.median(r[k] for r in found), 1) for k in found[0]}

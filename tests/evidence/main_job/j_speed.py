@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tests.benchmarks.ratios import judged, together
 from tests.evidence import row
 
 ROOT = Path(__file__).parents[3]
@@ -17,11 +18,6 @@ def lines(*command: str) -> list[dict[str, Any]]:
     """The JSON lines that a benchmark prints."""
     done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True, check=True)
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-
-
-def judged(low: float, high: float, aim: float) -> bool | str:
-    """Whether an interval reaches an aim: True, False when it lies wholly below, else "undecided"."""
-    return True if low >= aim else False if high < aim else "undecided"
 
 
 @row(
@@ -56,4 +52,4 @@ def passes() -> tuple[Any, bool | str]:
         figure.append({"pass": r["row"], "used": used, **measured})
         if used:
             verdicts.append(judged(*r["processor"][1:], aim=1.0))
-    return figure, False if False in verdicts else "undecided" if "undecided" in verdicts else bool(verdicts)
+    return figure, together(verdicts) if verdicts else False
