@@ -110,18 +110,16 @@ def _used(span: Span, folders: dict[Source, Path | None], user: Found, users: _C
 def _read_used(span: Span, folder: Path | None, chain: _Chain) -> Spec:
     """Raises: SpecError, PF0209 for a spec that uses itself through others."""
     found = find(span.text.strip(), folder, span)
-    if found.identity in [identity for identity, _ in chain]:
-        raise SpecError(
-            Diagnostic(
-                "PF0209",
-                f"`{span.text}` uses this file, so neither can be read",
-                span,
-                "the circle closes here",
-                tuple(Note("through", place) for _, place in chain[:-1]),
-                help="let both extend a third spec that uses nothing",
-            )
-        )
+    _check_circle(found, chain, span, f"`{span.text}` uses this file", "let both extend a third spec that uses nothing")
     return _load(found, found.size, (), span, chain)
+
+
+def _check_circle(found: Found, chain: _Chain, span: Span, what: str, help: str | None = None) -> None:
+    """Raises: SpecError (PF0209) where a file is on the way to itself."""
+    if found.identity in [identity for identity, _ in chain]:
+        through = tuple(Note("through", place) for _, place in chain[:-1])
+        message = f"{what}, so neither can be read"
+        raise SpecError(Diagnostic("PF0209", message, span, "the circle closes here", through, help=help))
 
 
 def _document(source: Found, chain: _Chain, folders: dict[Source, Path | None]) -> Mapping:
@@ -139,16 +137,7 @@ def _document(source: Found, chain: _Chain, folders: dict[Source, Path | None]) 
     chain = (*chain, (source.identity, span))
     if len(chain) > 20:
         raise SpecError(Diagnostic("PF0209", "more than 20 specs extend one another in a row", span))
-    if base.identity in [identity for identity, _ in chain]:
-        raise SpecError(
-            Diagnostic(
-                "PF0209",
-                f"`{entry.value.text}` extends this file, so neither can be read",
-                span,
-                "the circle closes here",
-                tuple(Note("through", place) for _, place in chain[:-1]),
-            )
-        )
+    _check_circle(base, chain, span, f"`{entry.value.text}` extends this file")
     below = _document(base, chain, folders)
     if base.size is not None:
         size = _pick(below, _offered(below), base.size, base, span)
