@@ -23,6 +23,7 @@ TUNABLES = (  # glibc's name, value, and the older variable by which a user may 
     ("glibc.malloc.hugetlb", "1", None),
     ("glibc.malloc.mmap_max", "0", "MALLOC_MMAP_MAX_"),
     ("glibc.malloc.trim_threshold", "20000000000", "MALLOC_TRIM_THRESHOLD_"),
+    ("glibc.malloc.arena_max", "1", "MALLOC_ARENA_MAX"),
 )
 
 
@@ -33,21 +34,26 @@ def cpu_environment(devices: int = 1, given: Mapping[str, str] = os.environ) -> 
 
     XLA allocates a step's buffers anew at each step. With GLIBC_TUNABLES, malloc asks for huge pages
     (hugetlb) and keeps freed memory instead of giving it back and having it zeroed again (mmap_max,
-    trim_threshold). Measured with `python -m tests.benchmarks.environment --rounds 13 --steps 2`: a training
-    step of a transformer of 1.8M parameters on 2 cores of an EPYC (Zen 3), glibc 2.36, transparent huge pages
-    on "madvise"; other work on the machine, hence processor time, compared round by round, with 95% bootstrap
-    intervals.
+    trim_threshold): also what XLA's own threads allocate, which only malloc's main arena can keep
+    (arena_max). Measured with `python -m tests.benchmarks.environment --rounds 9 --steps 3`: a training step
+    of a transformer of 1.8M parameters on 2 cores of an EPYC (Zen 4), glibc 2.36, transparent huge pages on
+    "madvise"; compared round by round, with 95% bootstrap intervals.
 
-    | devices | setting    | page faults | in the kernel | largest memory | speed              |
-    | ------- | ---------- | ----------- | ------------- | -------------- | ------------------ |
-    | 1       | as is      | 105,986     | 325 ms        | 892 MB         | 1                  |
-    | 1       | hugetlb    | 572         | 221 ms        | 898 MB         | 1.17 (1.10 - 1.20) |
-    | 1       | all three  | 564         | 113 ms        | 893 MB         | 1.22 (1.18 - 1.33) |
-    | 2       | as is      | 93,539      | 253 ms        | 801 MB         | 1                  |
-    | 2       | hugetlb    | 1,054       | 263 ms        | 805 MB         | 1.06 (1.00 - 1.14) |
-    | 2       | all three  | 1,053       | 51 ms         | 805 MB         | 1.16 (1.10 - 1.26) |
+    | devices | setting   | page faults | in the kernel | largest memory | speed              |
+    | ------- | --------- | ----------- | ------------- | -------------- | ------------------ |
+    | 1       | as is     | 119,011     | 297 ms        | 886 MB         | 1                  |
+    | 1       | hugetlb   | 724         | 395 ms        | 882 MB         | 0.89 (0.85 - 0.94) |
+    | 1       | keep      | 755         | 78 ms         | 882 MB         | 1.20 (1.03 - 1.31) |
+    | 1       | all four  | 0           | 7 ms          | 2,535 MB       | 1.23 (1.10 - 1.34) |
+    | 2       | as is     | 93,920      | 212 ms        | 805 MB         | 1                  |
+    | 2       | hugetlb   | 1,102       | 403 ms        | 815 MB         | 0.89 (0.85 - 0.96) |
+    | 2       | keep      | 1,093       | 74 ms         | 820 MB         | 1.19 (1.05 - 1.24) |
+    | 2       | all four  | 0           | 5 ms          | 1,159 MB       | 1.25 (1.16 - 1.38) |
 
-    Without hugetlb the other two leave the page faults as they are.
+    ("keep": hugetlb, mmap_max and trim_threshold.) With one arena, small allocations split the large freed
+    blocks, hence more memory: 1.0 to 1.5 times the peak of `planform train`. Without it a step of a 40M
+    Gemma 2 takes 1.7 or 2.5 s by turns, with it 1.6 s; who has less memory than time sets
+    MALLOC_ARENA_MAX.
     """
     added: dict[str, str] = {}
     tunables, flags = given.get("GLIBC_TUNABLES", ""), given.get("XLA_FLAGS", "")

@@ -30,8 +30,13 @@ SIZES = {  # vocabulary, width, layers, batch, time
 
 HUGE = "glibc.malloc.hugetlb=1"
 KEEP = "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=20000000000"
-TOP = "glibc.malloc.top_pad=268435456"
-SETTINGS: dict[str, str] = {"as is": "", "huge": HUGE, "keep": KEEP, "huge+keep": f"{HUGE}:{KEEP}"}
+ONE = "glibc.malloc.arena_max=1"
+SETTINGS: dict[str, str] = {
+    "as is": "",
+    "huge": HUGE,
+    "huge+keep": f"{HUGE}:{KEEP}",
+    "huge+keep+one": f"{HUGE}:{KEEP}:{ONE}",
+}
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from planform.runtime import environment
 from planform.runtime.environment import cpu_environment, on_cpu
 
 PACKAGE = str(Path(__file__).parents[2] / ".pkg")
-KEEP = "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=20000000000"
+KEEP = "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=20000000000:glibc.malloc.arena_max=1"
 FAST = f"glibc.malloc.hugetlb=1:{KEEP}"
 COUNT = "--xla_force_host_platform_device_count"
 
@@ -27,7 +27,7 @@ def test_what_the_user_set_stays():
     tunables = "glibc.malloc.hugetlb=0:glibc.malloc.check=1"
     given = {"GLIBC_TUNABLES": tunables, "XLA_FLAGS": f"{COUNT}=8"}
     assert cpu_environment(2, given) == {"GLIBC_TUNABLES": f"{tunables}:{KEEP}"}
-    older = {"MALLOC_MMAP_MAX_": "9", "MALLOC_TRIM_THRESHOLD_": "9"}
+    older = {"MALLOC_MMAP_MAX_": "9", "MALLOC_TRIM_THRESHOLD_": "9", "MALLOC_ARENA_MAX": "9"}
     assert cpu_environment(1, older) == {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
     assert cpu_environment(1, older | given) == {}
     assert cpu_environment(2, {"XLA_FLAGS": "--xla_dump_to=x"})["XLA_FLAGS"] == f"--xla_dump_to=x {COUNT}=2"
