@@ -66,6 +66,10 @@ def as_tensor(value: Any, cls: type[Op] | None = None) -> Any:
     return value if isinstance(value, (Value, Block)) else None
 
 
+def _is_list(want: Any) -> bool:
+    return any(get_origin(o) is tuple for o in (want, *get_args(want)))
+
+
 def to_dim(value: Any) -> Dim:
     """Raises: BindError where the value is no size."""
     if isinstance(value, Dim):
@@ -161,6 +165,9 @@ def _assign(
     primary = tensors[0] if tensors and not whole else None
     hints: dict[str, Any] = attribute_types(cls)  # type: ignore[arg-type]
     order = [t for t in tensors if t != primary] + list(hints)
+    if len(positional) > len(order) and order and len(hints) == 1 and _is_list(hints[order[-1]]):
+        # Its only attribute is a list, whose items may be given one by one: `local_coordinates(rows, columns)`.
+        positional = [*positional[: len(order) - 1], list(positional[len(order) - 1 :])]
     if len(positional) > len(order):
         many = f"{len(order)} argument{'s' if len(order) != 1 else ''}" if order else "no arguments"
         raise BindError(f"`{cls.name}` takes at most {many} here", len(order), help=signature(cls))

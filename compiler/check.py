@@ -16,7 +16,7 @@ from .program import Program, program
 from .recipes import OPTIMIZERS, SCHEDULES, SOURCES
 from .weights import weights_map
 
-WORDS = ("cycle", *INITS, *OPTIMIZERS, *SCHEDULES, *SOURCES)
+WORDS = ("cycle", "grad", "learned", *INITS, *OPTIMIZERS, *SCHEDULES, *SOURCES)
 """Names that are neither ops nor blocks."""
 
 

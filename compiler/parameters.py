@@ -81,8 +81,11 @@ def scatter(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 def sample(init: Init, shape: tuple[int, ...], seed: int, name: str) -> np.ndarray:
     """First values of one logical parameter, float32, from (seed, name) alone.
 
-    zeros, ones, constant(v); normal(std); uniform(a): U(-a, a);
+    zeros, ones, constant(v); normal(std); uniform(a): U(-a, a), uniform(low, high);
     fan_in(k[, scale]): normal(0, scale / sqrt(product of the first k sizes)) (LeCun et al., 1998);
+    truncated_fan_in(k[, scale]): the same, drawn again beyond two standard deviations;
+    siren(w0[, k]), siren_first(k): U(-a, a), a = sqrt(6 / n) / w0 and 1 / n for n = the product of the first k sizes,
+    1 unless given (Sitzmann et al., arXiv:2006.09661, section 3.2 and supplement 1.5);
     ring(low, high): p such that exp(-softplus(p)) is the radius of a point drawn evenly from the ring between
     the two radii, 0 < low < high < 1 (Orvieto et al., arXiv:2303.06349, appendix A).
     Raises: ValueError for an unknown initialisation.
@@ -95,11 +98,21 @@ def sample(init: Init, shape: tuple[int, ...], seed: int, name: str) -> np.ndarr
     rng = np.random.Generator(np.random.Philox(key=np.frombuffer(digest, np.uint64)))
     if init.name == "normal":
         return rng.standard_normal(shape, np.float32) * np.float32(a[0] if a else 1.0)
+    if init.name == "uniform" and len(a) == 2:
+        return rng.random(shape, np.float32) * np.float32(a[1] - a[0]) + np.float32(a[0])
     if init.name == "uniform":
         return (rng.random(shape, np.float32) * 2 - 1) * np.float32(a[0] if a else 1.0)
-    if init.name == "fan_in":
-        fan = int(np.prod(shape[: int(a[0]) if a else 1])) or 1
-        return rng.standard_normal(shape, np.float32) * np.float32((a[1] if len(a) > 1 else 1.0) / fan**0.5)
+    if init.name == "siren":
+        w0, k = (*a, *(30.0, 1.0)[len(a) :])
+        return (rng.random(shape, np.float32) * 2 - 1) * np.float32((6 / _fan_in(shape, k)) ** 0.5 / w0)
+    if init.name == "siren_first":
+        return (rng.random(shape, np.float32) * 2 - 1) * np.float32(1 / _fan_in(shape, a[0] if a else 1))
+    if init.name in ("fan_in", "truncated_fan_in"):
+        k, scale = (*a, *(1.0, 1.0)[len(a) :])
+        x = rng.standard_normal(shape, np.float32)
+        while init.name == "truncated_fan_in" and (far := np.abs(x) > 2).any():
+            x[far] = rng.standard_normal(int(far.sum()), np.float32)
+        return x * np.float32(scale / _fan_in(shape, k) ** 0.5)
     if init.name == "ring":
         low, high = a
         area = rng.random(shape) * (high**2 - low**2) + low**2
@@ -108,7 +121,15 @@ def sample(init: Init, shape: tuple[int, ...], seed: int, name: str) -> np.ndarr
     raise ValueError(f"no initialisation `{init.name}`")
 
 
-INITS = {"zeros": 0, "ones": 0, "constant": 1, "normal": 1, "uniform": 1, "fan_in": 2, "ring": 2}  # most arguments
+INITS = {
+    "zeros": 0, "ones": 0, "constant": 1, "normal": 1, "uniform": 2, "fan_in": 2, "truncated_fan_in": 2, "siren": 2,
+    "siren_first": 1, "ring": 2,
+}  # fmt: skip
+"""The initialisations, and how many numbers each takes at most."""
+
+
+def _fan_in(shape: tuple[int, ...], dims: float) -> int:
+    return int(np.prod(shape[: int(dims)])) or 1
 
 
 def initial(parameters: Iterable[Parameter], seed: int = 0) -> dict[str, np.ndarray]:

@@ -110,14 +110,14 @@ class _Lowering:
         assert isinstance(op, Repeat) and region is not None
         carries, stacks = inputs[: op.carries], inputs[op.carries : op.carries + op.stacks]
         made: list[list[Any]] = []
-        for i in range(op.count):
+        for i in op.order():
             slices = [s.items[i] if isinstance(s, Stack) else self.slice(s, i) for s in stacks]
             env = dict(zip(region.inputs, [*carries, *slices, *inputs[op.carries + op.stacks :]], strict=True))
             self.run(region.nodes, env, (*index, i))
             outs = [env[v] for v in region.outputs.values()]
             carries = outs[: op.carries]
             made.append(outs[op.carries :])
-        return [*carries, *(Stack(list(column)) for column in zip(*made, strict=True))]
+        return [*carries, *(Stack(list(column)) for column in zip(*op.in_order(made), strict=True))]
 
     def slice(self, x: ir.Value, i: int) -> ir.Value:
         return self.m.op("Gather", x, self.m.constant(i, np.int64), axis=0)

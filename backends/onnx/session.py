@@ -91,7 +91,7 @@ def run(source: Source | ort.InferenceSession, inputs: Mapping[str, Any]) -> dic
     for i in session.get_inputs():
         if i.name not in inputs:
             raise ValueError(f"input `{i.name}` {i.shape} is missing")
-        feed[i.name] = np.ascontiguousarray(inputs[i.name], _NUMPY[i.type])
+        feed[i.name] = np.asarray(inputs[i.name], _NUMPY[i.type], order="C")
     names = [o.name for o in session.get_outputs()]
     return dict(zip(names, session.run(names, feed), strict=True))
 

@@ -126,13 +126,13 @@ def _repeat(
     carries = arrays[: op.carries]
     stacks, invariants = arrays[op.carries : op.carries + op.stacks], arrays[op.carries + op.stacks :]
     made: list[list[np.ndarray]] = []
-    for i in range(op.count):
+    for i in op.order():
         values = dict(zip(region.inputs, [*carries, *(s[i] for s in stacks), *invariants], strict=True))
         _run_nodes(region.nodes, values, env, watch, (*index, i))
         outs = [values[v] for v in region.outputs.values()]
         carries = outs[: op.carries]
         made.append(outs[op.carries :])
-    return [*carries, *(np.stack(column) for column in zip(*made))]
+    return [*carries, *(np.stack(column) for column in zip(*op.in_order(made)))]
 
 
 def zeros(graph: Graph, env: Mapping[str, int]) -> dict[str, np.ndarray]:

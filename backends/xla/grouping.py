@@ -116,18 +116,27 @@ class Plan:
         return Plan(found)
 
     def groupings(self, graph: Graph, value: Value, stacked: int) -> tuple[tuple[int, int], ...]:
-        """(count, unroll) for the leading dims of a stacked input of `graph`."""
+        """(count, unroll) for the leading dims of a stacked input of `graph`; one array where no repetition takes it
+        apart."""
+        found = self._groupings(graph, value, stacked)
+        return tuple((n, 1) for n in value.type.sizes[:stacked]) if found is None else found  # type: ignore[misc]
+
+    def _groupings(self, graph: Graph, value: Value, stacked: int) -> tuple[tuple[int, int], ...] | None:
         if not stacked:
             return ()
         for node in graph.nodes:
             if isinstance(node.op, Repeat) and node.region:
-                mine = node.inputs[node.op.carries : node.op.carries + node.op.stacks]
+                start, end = node.op.carries, node.op.carries + node.op.stacks
+                mine = node.inputs[start:end]
                 if value in mine:
-                    argument = node.region.inputs[node.op.carries + mine.index(value)]
+                    argument = node.region.inputs[start + mine.index(value)]
                     inner = self.groupings(node.region, argument, stacked - 1)
                     return ((node.op.count, self.unroll[node]), *inner)
-        # No repetition takes it apart: it stays one array.
-        return tuple((n, 1) for n in value.type.sizes[:stacked])  # type: ignore[misc]
+                if value in node.inputs[end:]:  # the same stack at every run, which a repetition inside takes apart
+                    argument = node.region.inputs[end + node.inputs[end:].index(value)]
+                    if (found := self._groupings(node.region, argument, stacked)) is not None:
+                        return found
+        return None
 
 
 def layers_in(node: Node) -> int:
@@ -155,6 +164,8 @@ def _plan(graph: Graph, policy: Policy, budget: int, found: dict[Node, int]) -> 
         n, most = node.op.count, max(share // body, 1)
         if policy.unroll is not None:
             u = min(policy.unroll, n)
+        elif node.op.remat and policy.platform == "cpu":
+            u = 1
         elif n <= most and not (policy.remat != "none" and policy.platform == "cpu"):
             u = n
         else:

@@ -180,7 +180,7 @@ class _Run:
         u, m, rest = split(op.count, unroll)
         carries = tuple(self.cast(a, v.type) for a, v in zip(arguments[: op.carries], region.inputs, strict=False))
         stacks = [group(_stack(s), op.count, unroll) for s in arguments[op.carries : op.carries + op.stacks]]
-        invariants = [_unstacked(a) for a in arguments[op.carries + op.stacks :]]
+        invariants = arguments[op.carries + op.stacks :]
         self.hoist(region, op, invariants)
         outs = list(region.outputs.values())
 
@@ -192,24 +192,31 @@ class _Run:
             made = [values[v] for v in outs[op.carries :]]
             return carried, [_stack(v) for v in made]
 
-        if self.policy.remat != "none":
+        if self.policy.remat != "none" or op.remat:
             saved = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
             layer = jax.checkpoint(layer, policy=saved if self.policy.remat == "dots" else None)  # type: ignore[assignment]
 
         def step(carries: Any, slices: Any) -> Any:
-            made = []
-            for j in range(u):
-                carries, out = layer(carries, [s[j] for s in slices])
-                made.append(out)
+            made: list[Any] = [None] * u
+            for j in reversed(range(u)) if op.reverse else range(u):
+                carries, made[j] = layer(carries, [s[j] for s in slices])
             return carries, made
 
+        def scan(carries: Any) -> Any:
+            return (
+                lax.scan(step, carries, [s.scanned for s in stacks], length=m, reverse=op.reverse)
+                if u
+                else (carries, [])
+            )
+
         scanned: list[list[Any]] = []
-        plain: list[list[Any]] = []
-        if u:
-            carries, scanned = lax.scan(step, carries, [s.scanned for s in stacks], length=m)
-        for i in range(rest):
-            carries, out = layer(carries, [s.plain[i] for s in stacks])
-            plain.append(out)
+        plain: list[Any] = [None] * rest
+        if not op.reverse:
+            carries, scanned = scan(carries)
+        for i in reversed(range(rest)) if op.reverse else range(rest):
+            carries, plain[i] = layer(carries, [s.plain[i] for s in stacks])
+        if op.reverse:
+            carries, scanned = scan(carries)
         stacked = [Grouped([s[i] for s in scanned], [p[i] for p in plain]) for i in range(len(outs) - op.carries)]
         return [*carries, *stacked]
 

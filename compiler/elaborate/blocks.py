@@ -154,6 +154,8 @@ class Elaborator(Expressions):
                 given = number(self.builder, given)
             if given is not None:
                 inputs.append(given)
+        if self.kept:
+            op = op.each(self.kept, *(v.type for v in inputs))
         with self.inside(element, name):
             if cls.trains_only and not self.training and inputs:
                 return inputs[0]
@@ -326,14 +328,14 @@ class Elaborator(Expressions):
                 raise self.error("PF0314", f"input `{key}` of graph `{name}` is {want}, got {describe(value)}", span)
         if ".".join([*self.prefix, name]) in self.trail_graphs:
             raise self.error("PF0223", f"graph `{name}` calls itself", span)
-        path, frames, trail, base = self.path, self.frames, self.trail, self.base
+        path, frames, trail, base, kept = self.path, self.frames, self.trail, self.base, self.kept
         # A graph owns its parameters: they stand under its name, wherever it is called from.
         self.path, self.frames, self.trail = [*self.prefix, name], [Frame()], [*trail, ".".join([*self.prefix, name])]
-        self.base = len(self.regions) - 1
+        self.base, self.kept = len(self.regions) - 1, None
         try:
             return self.graph_body(g, {k: v for k, v in zip(g.inputs, inputs) if v is not None})
         finally:
-            self.path, self.frames, self.trail, self.base = path, frames, trail, base
+            self.path, self.frames, self.trail, self.base, self.kept = path, frames, trail, base, kept
 
     @property
     def trail_graphs(self) -> set[str]:

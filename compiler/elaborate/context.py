@@ -87,6 +87,7 @@ class Context:
         self.uses: list[Span] = []  # the spec's own calls around what is being applied, outermost first
         self.prelude = next((b.span.source for b in spec.blocks.values() if b.prelude), None)
         self.own: dict[str, Any] = {}  # inputs that expressions of a training program may name
+        self.kept: str | None = None  # the dim that reductions of an inner loss keep
         self.others: Mapping[str, Used] = {}  # specs that a training program may call
         self.prefix: list[str] = []  # the name of the used spec whose graph is being elaborated
 
@@ -167,7 +168,17 @@ class Context:
 
     def emit(self, op: Op, *inputs: Value, span: Span, element: str | None = None) -> Any:
         """Adds a node at the current path. Raises: SpecError where the op refuses its inputs."""
-        self.emitted += 1
+        self.counted(1, span)
+        path = ".".join([*self.path, *([element] if element else [])])
+        self.builder.origin = Origin(path, str(self.in_spec(span)))
+        try:
+            return self.builder.emit(op, *inputs)
+        except TypeMismatch as e:
+            raise self.error(e.code, str(e), span, e.label, e.help) from None
+
+    def counted(self, nodes: int, span: Span) -> None:
+        """Raises: SpecError where so many more nodes make a graph that can't be meant."""
+        self.emitted += nodes
         if self.emitted > _MOST_NODES:
             raise self.error(
                 "PF0330",
@@ -175,12 +186,6 @@ class Context:
                 span,
                 help="write equal layers as `layer ^ n` or `cycle([..], n)`: they stay one region",
             )
-        path = ".".join([*self.path, *([element] if element else [])])
-        self.builder.origin = Origin(path, str(self.in_spec(span)))
-        try:
-            return self.builder.emit(op, *inputs)
-        except TypeMismatch as e:
-            raise self.error(e.code, str(e), span, e.label, e.help) from None
 
     # ---- parameters and implicit inputs ----
 

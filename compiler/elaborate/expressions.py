@@ -18,6 +18,7 @@ from planform.spec import (
 
 from ..algebra import arithmetic, numeric_call
 from ..binding import BindError, bind, to_dim
+from ..gradient import gradient
 from ..ir import Init, Origin, Parameter, Value
 from ..ops import OPS
 from ..ops.elementwise import Add, Div, Elementwise, Mul, Neg, Sub, number
@@ -275,6 +276,8 @@ class Expressions(Context):
     def call(self, expr: ast.Call, env: Env) -> Any:
         if isinstance(expr.function, ast.Name) and expr.function.name == "cycle" and "cycle" not in env.names:
             return self.cycle(expr, env)
+        if isinstance(expr.function, ast.Name) and expr.function.name == "grad" and "grad" not in env.names:
+            return self.grad(expr, env)
         function = self.value(expr.function, env)
         positional = [self.value(a.value, env) for a in expr.arguments if a.name is None]
         keywords = {a.name: self.value(a.value, env) for a in expr.arguments if a.name is not None}
@@ -379,6 +382,34 @@ class Expressions(Context):
         if primary is None and not any(isinstance(t, Block) for t in tensors.values()):
             return self.apply(made, None)
         return made
+
+    def grad(self, expr: ast.Call, env: Env) -> Value:
+        """`grad(y, x)`: the gradient of sum(y) with respect to a tensor that y was made from."""
+        arguments = [a.value for a in expr.arguments]
+        if len(arguments) != 2 or any(a.name for a in expr.arguments):
+            help = "grad(y, x), where y was made from x"
+            raise self.error("PF0302", "`grad` takes two tensors", expr.span, help=help)
+        y, x = (self.tensor(self.value(a, env), a) for a in arguments)
+        for v, a in zip((y, x), arguments):
+            if not v.type.is_float:
+                raise self.error("PF0301", f"`grad` works on floats, this is {v.type}", a.span)
+        return self.gradient(y, x, expr.span, "`grad` with respect to what the value doesn't depend on")
+
+    def gradient(self, y: Value, x: Value, span: Span, none: str) -> Value:
+        """The gradient of sum(y) with respect to x, where y was made. Raises: SpecError where there is none: `none`
+        says so."""
+        region = next((r for r in reversed(self.regions) if any(y in n.outputs for n in r.builder.nodes)), None)
+        builder = (region or self.regions[-1]).builder
+        before = len(builder.nodes)
+        try:
+            (found,) = gradient(builder, y, [x])
+        except SpecError as e:
+            d = e.diagnostics[0]
+            raise self.error(d.code, d.message, span, notes=d.notes) from None
+        self.counted(len(builder.nodes) - before, span)
+        if found is None:
+            raise self.error("PF0344", none, span, "it would be zero everywhere")
+        return found
 
     def cycle(self, expr: ast.Call, env: Env) -> Block:
         values = [self.value(a.value, env) for a in expr.arguments]

@@ -1,7 +1,28 @@
 """The ops: one definition each, one file a family. `OPS` maps names to them."""
 
-from . import attention, control, elementwise, linear, loss, norm, random, recurrence, reduce, sequence, shape
+from . import (
+    array,
+    attention,
+    broadcast,
+    control,
+    einsum,
+    elementwise,
+    field,
+    grid,
+    linear,
+    loss,
+    norm,
+    random,
+    recurrence,
+    reduce,
+    sequence,
+    shape,
+    take,
+)
 from .contract import OPS, At, Cost, Op, ParameterDecl, Reach, StateDecl, load_extensions, register
 
 __all__ = ["OPS", "At", "Cost", "Op", "ParameterDecl", "Reach", "StateDecl", "load_extensions", "register"]
-_families = (attention, control, elementwise, linear, loss, norm, random, recurrence, reduce, sequence, shape)
+_families = (
+    array, attention, broadcast, control, einsum, elementwise, field, grid, linear, loss, norm, random, recurrence,
+    reduce, sequence, shape, take,
+)  # fmt: skip

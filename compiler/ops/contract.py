@@ -6,14 +6,14 @@ A node of the IR holds an instance; its dataclass fields are the op's attributes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from importlib.metadata import entry_points
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
-from ..ir import Builder, Init, Value
+from ..ir import Builder, Init, Node, Value
 from ..size import Size, substitute
 from ..types import Dim, TensorType
 
@@ -54,6 +54,9 @@ class Reach:
 
 POINTWISE = Reach(0, 0)
 
+Gradients = Sequence[Callable[[], Value] | None]
+"""For each input what emits the gradient with respect to it; None where nothing flows."""
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -76,6 +79,8 @@ class Op:
     reads       implicit inputs, appended after the parameters: `position`, `document`, or a draw (`uniform`,
                 `normal`) of the first input's shape
     decompose   the op in simpler ops, for backends that have no rule of their own
+    each        the same reduction for each entry of one dim, for ops that reduce all
+    gradient    what flows back to its inputs, for ops of the differentiable core; the others have that of `decompose`
     reach       dependence along the sequence axis (pointwise if not given)
     streaming   its counterpart with state, and what state that is
     cost        FLOPs and traffic (elementwise if not given)
@@ -106,6 +111,16 @@ class Op:
 
     def decompose(self, b: Builder, *values: Value) -> Any:
         """Returns the result value(s), or None where the op is part of the core."""
+        return None
+
+    def each(self, dim: str, *inputs: TensorType) -> Op:
+        """The op that reduces as this one does, but separately for each entry of `dim`: for inner losses. The op itself
+        where it keeps that dim anyway."""
+        return self
+
+    def gradient(self, b: Builder, node: Node, above: Value) -> Gradients | None:
+        """From the gradient `above` with respect to the one result of a node of this op those with respect to its
+        inputs, each of its input's type. None where the op has no rule of its own (compiler/gradient.py)."""
         return None
 
     def reach(self) -> Reach:

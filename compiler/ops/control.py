@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from ..ir import Graph, Value, stacked_dim
 from ..types import TensorType
 from .contract import Cost, Op, register
+
+T = TypeVar("T")
 
 
 @register
@@ -18,7 +20,8 @@ class Repeat(Op):
 
     Inputs: `carries` values that each run takes from the one before and hands to the next, `stacks` values
     of which run i gets slice i of the leading dim, then loop invariants. The region returns the carries,
-    then values that are stacked into outputs with a leading dim of `count`.
+    then values that are stacked into outputs with a leading dim of `count`. With `reverse` the last slice comes
+    first. `remat` asks backends that differentiate it to compute a run again rather than keep what it made.
     """
 
     name: ClassVar[str] = "repeat"
@@ -28,6 +31,16 @@ class Repeat(Op):
     count: int
     carries: int
     stacks: int
+    reverse: bool = False
+    remat: bool = False
+
+    def order(self) -> Sequence[int]:
+        """Which slice each run gets."""
+        return range(self.count)[::-1] if self.reverse else range(self.count)
+
+    def in_order(self, made: Sequence[T]) -> Sequence[T]:
+        """What the runs made, one after another, in the order of slices."""
+        return made[::-1] if self.reverse else made
 
     def infer_region(self, region: Graph, inputs: Sequence[Value]) -> tuple[TensorType, ...]:
         """Types of the results. Raises: AssertionError where region and inputs don't fit."""

@@ -10,22 +10,30 @@ from typing import Any, ClassVar
 import ml_dtypes
 import numpy as np
 
-from ..ir import Builder, Value
+from ..ir import Builder, Node, Value
 from ..types import DTYPES, TensorType, TypeMismatch, align, broadcast, promote, scalar
-from .contract import At, Cost, Op, register
+from .broadcast import unbroadcast
+from .contract import At, Cost, Gradients, Op, register
+from .terms import Term
+
+Slope = Callable[..., Term]
+"""(gradient with respect to the result, operands .., result) -> that with respect to one operand, along the
+result's dims."""
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
 @dataclass(frozen=True)
 class Elementwise(Op):
-    """Base of the family. `function` is the meaning on aligned arrays; `result` the dtype, if fixed."""
+    """Base of the family. `function` is the meaning on aligned arrays; `result` the dtype, if fixed; `slopes` what
+    flows back to each operand (nothing, for those left out)."""
 
     family: ClassVar[str] = "elementwise"
     function: ClassVar[Callable[..., Any]]
     result: ClassVar[str | None] = None
     floats: ClassVar[bool] = False  # integers are taken as floats first
     domain: ClassVar[tuple[float, float]] = (-3.0, 3.0)  # where examples are drawn
+    slopes: ClassVar[tuple[Slope | None, ...]] = ()
 
     def infer(self, *inputs: TensorType) -> TensorType:
         dtype = self.result or promote(t.dtype for t in inputs)
@@ -36,6 +44,15 @@ class Elementwise(Op):
     def reference(self, at: At, *arrays: np.ndarray) -> np.ndarray:
         dims = at.outputs[0].dims
         return type(self).function(*(align(a, t, dims) for a, t in zip(arrays, at.inputs)))
+
+    def gradient(self, b: Builder, node: Node, above: Value) -> Gradients | None:
+        terms = [Term(b, v) for v in (above, *node.inputs, node.output)]
+
+        def one(slope: Slope, t: TensorType) -> Callable[[], Value]:
+            return lambda: unbroadcast(b, slope(*terms).value, t)
+
+        found = [one(s, v.type) if s and v.type.is_float else None for s, v in zip(self.slopes, node.inputs)]
+        return found + [None] * (len(node.inputs) - len(found))
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> tuple[Op, list[Any]]:
@@ -72,32 +89,59 @@ def _define(
 
 
 _TWO = ("x", "y")
-Add = _define("add", "x + y.", lambda x, y: x + y, _TWO)
-Sub = _define("sub", "x - y.", lambda x, y: x - y, _TWO)
-Mul = _define("mul", "x * y.", lambda x, y: x * y, _TWO)
-Div = _define("div", "x / y.", lambda x, y: x / y, _TWO, floats=True, domain=(0.5, 3.0))
-Pow = _define("pow", "x to the power y, for x > 0.", lambda x, y: x**y, _TWO, floats=True, domain=(0.5, 2.0))
-Maximum = _define("maximum", "The larger of x and y.", np.maximum, _TWO)
-Minimum = _define("minimum", "The smaller of x and y.", np.minimum, _TWO)
-Neg = _define("neg", "-x.", lambda x: -x)
-Abs = _define("abs", "|x|.", np.abs)
-Exp = _define("exp", "e to the power x.", np.exp, floats=True)
-Log = _define("log", "Natural logarithm, for x > 0.", np.log, floats=True, domain=(0.1, 4.0))
-Sqrt = _define("sqrt", "Square root, for x >= 0.", np.sqrt, floats=True, domain=(0.1, 4.0))
-Rsqrt = _define("rsqrt", "1 / sqrt(x), for x > 0.", lambda x: 1 / np.sqrt(x), floats=True, domain=(0.1, 4.0))
-Square = _define("square", "x * x.", np.square)
-Tanh = _define("tanh", "Hyperbolic tangent.", np.tanh, floats=True)
-Sin = _define("sin", "Sine, x in radians.", np.sin, floats=True)
-Cos = _define("cos", "Cosine, x in radians.", np.cos, floats=True)
-Erf = _define("erf", "Error function, 2/sqrt(pi) * integral of exp(-t^2) from 0 to x.", _erf, floats=True)
-Sigmoid = _define("sigmoid", "1 / (1 + exp(-x)).", lambda x: 0.5 * (np.tanh(0.5 * x) + 1), floats=True)
+Add = _define("add", "x + y.", lambda x, y: x + y, _TWO, slopes=(lambda g, x, y, z: g, lambda g, x, y, z: g))
+Sub = _define("sub", "x - y.", lambda x, y: x - y, _TWO, slopes=(lambda g, x, y, z: g, lambda g, x, y, z: -g))
+Mul = _define("mul", "x * y.", lambda x, y: x * y, _TWO, slopes=(lambda g, x, y, z: g * y, lambda g, x, y, z: g * x))
+Div = _define(
+    "div", "x / y.", lambda x, y: x / y, _TWO, floats=True, domain=(0.5, 3.0),
+    slopes=(lambda g, x, y, z: g / y, lambda g, x, y, z: -g * z / y),
+)  # fmt: skip
+Pow = _define(
+    "pow", "x to the power y, for x > 0.", lambda x, y: x**y, _TWO, floats=True, domain=(0.5, 2.0),
+    slopes=(lambda g, x, y, z: g * y * x.of("pow", y - 1.0), lambda g, x, y, z: g * z * x.of("log")),
+)  # fmt: skip
+Maximum = _define(
+    "maximum", "The larger of x and y; where they are equal, a gradient flows to x.", np.maximum, _TWO,
+    slopes=(lambda g, x, y, z: (y <= x).where(g, 0.0), lambda g, x, y, z: (y <= x).where(0.0, g)),
+)  # fmt: skip
+Minimum = _define(
+    "minimum", "The smaller of x and y; where they are equal, a gradient flows to x.", np.minimum, _TWO,
+    slopes=(lambda g, x, y, z: (x <= y).where(g, 0.0), lambda g, x, y, z: (x <= y).where(0.0, g)),
+)  # fmt: skip
+Neg = _define("neg", "-x.", lambda x: -x, slopes=(lambda g, x, y: -g,))
+Abs = _define("abs", "|x|.", np.abs, slopes=(lambda g, x, y: (x < 0.0).where(-g, g),))
+Exp = _define("exp", "e to the power x.", np.exp, floats=True, slopes=(lambda g, x, y: g * y,))
+Log = _define(
+    "log", "Natural logarithm, for x > 0.", np.log, floats=True, domain=(0.1, 4.0), slopes=(lambda g, x, y: g / x,)
+)
+Sqrt = _define(
+    "sqrt", "Square root, for x >= 0.", np.sqrt, floats=True, domain=(0.1, 4.0), slopes=(lambda g, x, y: 0.5 * g / y,)
+)
+Rsqrt = _define(
+    "rsqrt", "1 / sqrt(x), for x > 0.", lambda x: 1 / np.sqrt(x), floats=True, domain=(0.1, 4.0),
+    slopes=(lambda g, x, y: -0.5 * g * y * y * y,),
+)  # fmt: skip
+Square = _define("square", "x * x.", np.square, slopes=(lambda g, x, y: 2.0 * g * x,))
+Tanh = _define("tanh", "Hyperbolic tangent.", np.tanh, floats=True, slopes=(lambda g, x, y: g * (1.0 - y * y),))
+Sin = _define("sin", "Sine, x in radians.", np.sin, floats=True, slopes=(lambda g, x, y: g * x.of("cos"),))
+Cos = _define("cos", "Cosine, x in radians.", np.cos, floats=True, slopes=(lambda g, x, y: -g * x.of("sin"),))
+Erf = _define(
+    "erf", "Error function, 2/sqrt(pi) * integral of exp(-t^2) from 0 to x.", _erf, floats=True,
+    slopes=(lambda g, x, y: (2 / math.sqrt(math.pi)) * g * (-x * x).of("exp"),),
+)  # fmt: skip
+Sigmoid = _define(
+    "sigmoid", "1 / (1 + exp(-x)).", lambda x: 0.5 * (np.tanh(0.5 * x) + 1), floats=True,
+    slopes=(lambda g, x, y: g * y * (1.0 - y),),
+)  # fmt: skip
+Floor = _define("floor", "The largest whole number that is at most x; its gradient is zero.", np.floor)
 Bfloat16 = _define(
     "bfloat16",
     "x rounded to bfloat16, 8 significant bits, and kept as it was stored; the gradient is that of x.",
     lambda x: np.asarray(x, np.float32).astype(ml_dtypes.bfloat16).astype(np.float64),
     floats=True,
+    slopes=(lambda g, x, y: g,),
 )
-Relu = _define("relu", "max(x, 0).", lambda x: np.maximum(x, 0))
+Relu = _define("relu", "max(x, 0).", lambda x: np.maximum(x, 0), slopes=(lambda g, x, y: (x <= 0.0).where(0.0, g),))
 Less = _define("less", "x < y.", lambda x, y: x < y, _TWO, result="bool")
 LessEqual = _define("less_equal", "x <= y.", lambda x, y: x <= y, _TWO, result="bool")
 Equal = _define("equal", "x = y.", lambda x, y: x == y, _TWO, result="bool")
@@ -129,6 +173,7 @@ class Where(Elementwise):
     name: ClassVar[str] = "where"
     tensors: ClassVar[tuple[str, ...]] = ("condition", "x", "y")
     function = staticmethod(np.where)
+    slopes = (None, lambda g, c, x, y, z: c.where(g, 0.0), lambda g, c, x, y, z: c.where(0.0, g))
 
     def infer(self, *inputs: TensorType) -> TensorType:
         if inputs[0].dtype != "bool":
@@ -149,6 +194,7 @@ class Cast(Elementwise):
     """x in another dtype."""
 
     name: ClassVar[str] = "cast"
+    slopes = (lambda g, x, y: g,)
     dtype: str = "f32"
 
     def infer(self, *inputs: TensorType) -> TensorType:

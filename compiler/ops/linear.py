@@ -8,12 +8,19 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
-from ..ir import Builder, Init, Value
+from ..ir import Builder, Init, Node, Value
 from ..size import Size
 from ..types import Dim, TensorType, TypeMismatch, promote
-from .contract import At, Cost, Op, ParameterDecl, register
+from .broadcast import unbroadcast
+from .contract import At, Cost, Gradients, Op, ParameterDecl, register
+from .einsum import product_gradients
+from .take import Put
 
 T = TypeVar("T")
+
+
+def _letters(count: int) -> str:
+    return "".join(chr(ord("a") + i) for i in range(count))
 
 
 def _product(sizes: Any) -> Size:
@@ -71,6 +78,18 @@ class Linear(Op):
         axes = self._over(at.inputs[0])
         y = np.tensordot(x, w, (axes, tuple(range(len(axes)))))
         return y + bias[0] if bias else y
+
+    def equation(self, x: TensorType) -> str:
+        """The product as an einsum."""
+        letters, axes = _letters(x.rank + len(self.out)), self._over(x)
+        own, out = letters[: x.rank], letters[x.rank :]
+        summed = "".join(own[i] for i in axes)
+        return f"{own},{summed}{out}->{''.join(c for i, c in enumerate(own) if i not in axes)}{out}"
+
+    def gradient(self, b: Builder, node: Node, above: Value) -> Gradients | None:
+        equation = self.equation(node.inputs[0].type)
+        bias = [lambda: unbroadcast(b, above, node.inputs[2].type)] if self.bias else []
+        return [*product_gradients(b, equation, node, above), *bias]
 
     def cost(self, *inputs: TensorType) -> Cost:
         out = self.infer(*inputs)
@@ -170,6 +189,10 @@ class Embed(Op):
         x, table = arrays
         return table[x]
 
+    def gradient(self, b: Builder, node: Node, above: Value) -> Gradients | None:
+        x, table = node.inputs
+        return [None, lambda: b.emit(Put(0, table.type.dims), above, x)]
+
     def cost(self, *inputs: TensorType) -> Cost:
         return Cost(0, 2 * self.infer(*inputs).elements)
 
@@ -223,6 +246,9 @@ class Contract(Op):
     def reference(self, at: At, *arrays: np.ndarray) -> np.ndarray:
         return np.einsum(self.equation(*at.inputs), *arrays)
 
+    def gradient(self, b: Builder, node: Node, above: Value) -> Gradients | None:
+        return product_gradients(b, self.equation(*(v.type for v in node.inputs)), node, above)
+
     def cost(self, *inputs: TensorType) -> Cost:
         out = self.infer(*inputs)
         summed = _product(d.size for d in self.over)
@@ -258,6 +284,10 @@ class Unembed(Op):
     def reference(self, at: At, *arrays: np.ndarray) -> np.ndarray:
         x, table = arrays
         return x @ table.T
+
+    def gradient(self, b: Builder, node: Node, above: Value) -> Gradients | None:
+        rows = _letters(node.inputs[0].type.rank - 1)
+        return product_gradients(b, f"{rows}y,zy->{rows}z", node, above)
 
     def cost(self, *inputs: TensorType) -> Cost:
         out = self.infer(*inputs)

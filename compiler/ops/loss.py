@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
 from ..ir import Builder, Value
-from ..types import Dim, TensorType, TypeMismatch, scalar
+from ..types import Dim, TensorType, TypeMismatch, align, scalar
 from .contract import At, Cost, Op, register
-from .elementwise import Mul, number
+from .elementwise import Add, Log, Mul, Square, Sub, number
+from .reduce import Mean, Reduce
 
 
 def log_softmax(z: np.ndarray) -> np.ndarray:
@@ -220,3 +222,73 @@ class CountTargets(Op):
 
         y = TensorType("i32", (Dim("batch", 2), Dim("time", 5)))
         return cls(), [(y, integers(rng, y, -2, 3))]
+
+
+@register
+@dataclass(frozen=True)
+class Mse(Reduce):
+    """Mean squared error: the mean of (x - y)^2 over the dims `over` (all, if none are named)."""
+
+    name: ClassVar[str] = "mse"
+    family: ClassVar[str] = "loss"
+    tensors: ClassVar[tuple[str, ...]] = ("x", "y")
+
+    def infer(self, *inputs: TensorType) -> TensorType:
+        x, y = inputs
+        if not x.is_float or not y.is_float or set(x.dims) != set(y.dims):
+            raise TypeMismatch(f"`mse` compares two float tensors of the same dims, not {x} and {y}")
+        return TensorType(x.dtype, x.without(self.axes(x)).dims)
+
+    def reference(self, at: At, *arrays: np.ndarray) -> np.ndarray:
+        x, y = arrays
+        return np.mean(np.square(x - align(y, at.inputs[1], at.inputs[0].dims)), axis=self.axes(at.inputs[0]))
+
+    def decompose(self, b: Builder, *values: Value) -> Any:
+        # The difference has the dims of the first operand that has them all.
+        return b.emit(Mean(self.over), b.emit(Square(), b.emit(Sub(), *values)))
+
+    def cost(self, *inputs: TensorType) -> Cost:
+        return Cost(3 * inputs[0].elements, 2 * inputs[0].elements)
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator) -> tuple[Op, list[Any]]:
+        from .sampling import floats
+
+        op, [(x, first)] = super().draw(rng)
+        return op, [(x, first), (x, floats(rng, x))]
+
+
+@register
+@dataclass(frozen=True)
+class Psnr(Op):
+    """Peak signal-to-noise ratio in dB: 10 log10(peak^2 / mean squared error) of each entry of the first dim (each
+    image), averaged over them. `peak` is the largest value a signal takes."""
+
+    name: ClassVar[str] = "psnr"
+    family: ClassVar[str] = "loss"
+    tensors: ClassVar[tuple[str, ...]] = ("x", "y")
+    training_only: ClassVar[bool] = True
+    peak: float = 1.0
+
+    def infer(self, *inputs: TensorType) -> TensorType:
+        if inputs[0].rank < 2:
+            raise TypeMismatch(f"`psnr` needs signals [batch, ..], not {inputs[0]}")
+        return Mse(inputs[0].dims).infer(*inputs)
+
+    def reference(self, at: At, *arrays: np.ndarray) -> np.ndarray:
+        x, y = arrays
+        error = np.square(x - align(y, at.inputs[1], at.inputs[0].dims))
+        return np.mean(10 * np.log10(self.peak**2 / np.mean(error, axis=tuple(range(1, x.ndim)))))
+
+    def decompose(self, b: Builder, *values: Value) -> Any:
+        error = b.emit(Mse(values[0].type.dims[1:]), *values)
+        decibels = b.emit(Mul(), b.emit(Log(), error), number(b, -10 / math.log(10)))
+        mean = b.emit(Mean(), decibels)
+        return b.emit(Add(), mean, number(b, 20 * math.log10(self.peak))) if self.peak != 1 else mean
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator) -> tuple[Op, list[Any]]:
+        from .sampling import floats
+
+        x = TensorType("f32", (Dim("batch", 3), Dim("points", int(rng.integers(1, 6))), Dim(None, 2)))
+        return cls(float(rng.uniform(0.5, 3))), [(x, floats(rng, x)), (x, floats(rng, x))]

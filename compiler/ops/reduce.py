@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
 
+from ..ir import Builder, Node, Value
 from ..types import Dim, TensorType, TypeMismatch
-from .contract import At, Cost, Op, register
+from .broadcast import Broadcast
+from .contract import At, Cost, Gradients, Op, register
+from .terms import Term
 
 
 @dataclass(frozen=True)
@@ -24,18 +27,30 @@ class Reduce(Op):
         """The reduced axes of x. Raises: TypeMismatch for a dim that x does not have."""
         if self.over is None:
             return tuple(range(x.rank))
-        found = []
-        for d in self.over:
+        found: list[int] = []
+        for d in reversed(self.over):
             if d.name is None:
-                if not x.rank or x.dims[-1] != d:
-                    raise TypeMismatch(f"`{self.name}` over an unnamed dim takes the last one, {x} has no {d}")
-                found.append(x.rank - 1)
+                mine = [i for i, e in enumerate(x.dims) if e == d and i not in found]
+                if not mine:
+                    raise TypeMismatch(f"`{self.name}` over {d}, and {x} has no such unnamed dim")
+                found.append(mine[-1])
                 continue
             axis = x.axis(d.name)
             if axis is None:
                 raise TypeMismatch(f"`{self.name}` over `{d.name}`, which {x} does not have")
             found.append(axis)
-        return tuple(found)
+        return tuple(reversed(found))
+
+    def spread(self, b: Builder, node: Node, x: Value, mean: bool = False) -> Value:
+        """x, of the result's dims, along those of the operand."""
+        t, gone = node.inputs[0].type, self.axes(node.inputs[0].type)
+        kept = tuple(i for i in range(t.rank) if i not in gone)
+        made: Value = b.emit(Broadcast(t.dims, kept, mean), x)
+        return made
+
+    def each(self, dim: str, *inputs: TensorType) -> Op:
+        kept = tuple(d for d in inputs[0].dims if d.name != dim)
+        return self if self.over is not None or len(kept) == inputs[0].rank else replace(self, over=kept)
 
     def infer(self, *inputs: TensorType) -> TensorType:
         return inputs[0].without(self.axes(inputs[0]))
@@ -65,6 +80,9 @@ class Sum(Reduce):
     name: ClassVar[str] = "sum"
     function = staticmethod(np.sum)
 
+    def gradient(self, b: Builder, node: Node, above: Value) -> Gradients | None:
+        return [lambda: self.spread(b, node, above)]
+
 
 @register
 @dataclass(frozen=True)
@@ -78,11 +96,23 @@ class Mean(Reduce):
         found = super().infer(*inputs)
         return found if found.is_float else found.with_dtype("f32")
 
+    def gradient(self, b: Builder, node: Node, above: Value) -> Gradients | None:
+        return [lambda: self.spread(b, node, above, mean=True)]
+
 
 @register
 @dataclass(frozen=True)
 class Max(Reduce):
-    """The largest entry of x over the dims `over` (all, if none are named)."""
+    """The largest entry of x over the dims `over` (all, if none are named); equal ones share the gradient."""
 
     name: ClassVar[str] = "max"
     function = staticmethod(np.max)
+
+    def gradient(self, b: Builder, node: Node, above: Value) -> Gradients | None:
+        def shared() -> Value:
+            x, most = Term(b, node.inputs[0]), Term(b, self.spread(b, node, node.output))
+            one = (x.of("equal", most)).where(1.0, 0.0)
+            count = Term(b, self.spread(b, node, b.emit(Sum(self.over), one.value)))
+            return (Term(b, self.spread(b, node, above)) * one / count).value
+
+        return [shared]

@@ -8,9 +8,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ..ir import Builder, Node, Value
 from ..size import Size, divide
 from ..types import Dim, TensorType, TypeMismatch
-from .contract import At, Cost, Op, register
+from .broadcast import Broadcast
+from .contract import At, Cost, Gradients, Op, register
 
 _ITEM = re.compile(r"\(([^()]*)\)|([A-Za-z_]\w*|1)|(\S)")
 
@@ -37,6 +39,10 @@ def parse_pattern(pattern: str) -> tuple[list[list[str]], list[list[str]]]:
     if sorted(n for g in out[0] for n in g) != sorted(n for g in out[1] for n in g):
         raise TypeMismatch(f'both sides of "{pattern}" must hold the same names', code="PF0316")
     return out[0], out[1]
+
+
+def _written(groups: list[list[str]]) -> str:
+    return " ".join(g[0] if len(g) == 1 else f"({' '.join(g)})" if g else "1" for g in groups)
 
 
 @register
@@ -100,6 +106,18 @@ class Rearrange(Op):
         split, order, _ = self.plan(at.inputs[0])
         shape = at.inputs[0].with_dims(split).shape({})
         return arrays[0].reshape(shape).transpose(order).reshape(at.outputs[0].shape({}))
+
+    def gradient(self, b: Builder, node: Node, above: Value) -> Gradients | None:
+        def back() -> Value:
+            t = node.inputs[0].type
+            left, right = parse_pattern(self.pattern)
+            split, _, _ = self.plan(t)
+            sizes = tuple(Dim(n, d.size) for n, d in zip((n for g in left for n in g), split))
+            x = b.emit(Rearrange(f"{_written(right)} -> {_written(left)}", sizes), above)
+            # Dims that were merged or renamed get their names back.
+            return x if x.type == t else b.emit(Broadcast(t.dims, tuple(range(t.rank))), x)  # type: ignore[no-any-return]
+
+        return [back]
 
     def cost(self, *inputs: TensorType) -> Cost:
         return Cost(0, 2 * inputs[0].elements)

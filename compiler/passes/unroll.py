@@ -104,14 +104,14 @@ class _Unrolled:
         if not all(isinstance(s, list) for s in stacks):
             raise ValueError(f"the repetition at {node.origin.path} takes slices of a value that some op made")
         made: list[Layers] = [[] for _ in node.outputs[op.carries :]]
-        for i in range(op.count):
+        for i in op.order():
             self.values.update(zip(region.inputs, [*carries, *(s[i] for s in stacks), *invariants]))
             self.run(region.nodes, (*index, i))
             results = [self.values[v] for v in region.outputs.values()]
             carries = results[: op.carries]
             for column, value in zip(made, results[op.carries :]):
                 column.append(value)
-        self.values.update(zip(node.outputs, [*carries, *made]))
+        self.values.update(zip(node.outputs, [*carries, *(op.in_order(column) for column in made)]))
 
     def name_outputs(self, outputs: dict[str, Value], name: str, value: Any, index: tuple[int, ...]) -> None:
         if isinstance(value, list):

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from planform.backends.xla.rules.attention import MOST, softmax_product
+from planform.backends.xla.rules.field import turned
 from planform.backends.xla.rules.gate import ACTIVATIONS, activate, gated
-from planform.backends.xla.rules.linear import matmul
+from planform.backends.xla.rules.linear import matmul, outer, transposed
 from planform.backends.xla.rules.loss import head
 from planform.backends.xla.rules.norm import scaled_by_rms
 
@@ -134,3 +135,30 @@ def test_the_loss_head_keeps_no_logits() -> None:
     targets = jnp.zeros((4, 128), jnp.int32)
     step = jit(jax.grad(lambda x, t: head(x, t, targets, 30.0, 16), (0, 1)))
     assert step.lower(x, table).compile().memory_analysis().temp_size_in_bytes < 4 << 20
+
+
+def _slope(f: Any) -> Any:
+    """The derivative of a function of single numbers, on arrays."""
+    return lambda x: jax.grad(lambda x: f(x).sum())(x)
+
+
+@pytest.mark.parametrize("quarters", range(4))
+def test_the_sine_of_a_field(quarters: int) -> None:
+    """On CPU in arithmetic of its own: against NumPy for angles of many turns, with two derivatives."""
+    x = np.linspace(-300, 300, 20001).astype(np.float32)
+    f = lambda x: turned(x, quarters)  # noqa: E731
+    for d in range(3):
+        want = np.sin(x.astype(np.float64) + (quarters + d) * np.pi / 2)
+        assert np.max(np.abs(np.asarray(jit(f)(x)) - want)) < 3e-7
+        f = _slope(f)
+    for far in (1e4, 1e6):  # within what rounding the angle itself costs
+        x = np.float32(far * 1.0001)
+        assert abs(float(turned(x, 0)) - np.sin(float(x))) < float(np.spacing(x))
+
+
+@pytest.mark.parametrize("k, n", [(3, 5), (5, 3)])
+def test_the_products_that_gradients_are_made_of(k: int, n: int) -> None:
+    with jax.enable_x64(True):
+        y, w = normal(7, n), normal(k, n, seed=1)
+        agree(transposed, lambda y, w: y @ w.T, y, w)
+        agree(outer, lambda x, y: x.T @ y, normal(7, k, seed=2), y)

@@ -53,6 +53,11 @@ X = np.random.default_rng(1).normal(size=(3, 6))
         ("y = maximum(x, 0)", np.maximum(X, 0)),
         ("y = x >> minimum(d) >> maximum(-1)", np.maximum(X, -1)),
         ("y = x * sqrt(9) + d // 4", 3 * X + 1),
+        ("y = sum(x, batch, d)", X.sum()),
+        ("y = x >> sum(batch, d)", X.sum()),
+        ("y = x >> sum([batch, d])", X.sum()),
+        ("y = mean(x)", X.mean()),
+        ("y = mse(x, 2 * x, d)", np.mean(X**2, 1)),
     ],
 )
 def test_values(body: str, want: np.ndarray) -> None:

@@ -91,3 +91,12 @@ def unembed(m: Emitter, node: Node, x: ir.Value, table: ir.Value) -> ir.Value:
 def contract(m: Emitter, node: Node, x: ir.Value, y: ir.Value) -> ir.Value:
     op: Any = node.op
     return m.op("Einsum", x, y, equation=op.equation(*(v.type for v in node.inputs)))
+
+
+@rule("einsum")
+def einsum(m: Emitter, node: Node, x: ir.Value, y: ir.Value) -> ir.Value:
+    op: Any = node.op
+    left, right, result = op.terms()
+    if len(right) == 2 and left and left[-1] == right[1] and result == left[:-1] + right[0]:
+        return m.op("MatMul", x, m.transpose(y, [1, 0]))  # what flows back through a linear map
+    return m.op("Einsum", x, y, equation=op.equation)

@@ -42,6 +42,7 @@ FUNCTIONS: dict[type[ops.Elementwise], Callable[..., Any]] = {
     ops.Cos: jnp.cos,
     ops.Erf: lax.erf,
     ops.Sigmoid: jax.nn.sigmoid,
+    ops.Floor: jnp.floor,
     ops.Bfloat16: _rounded,
     ops.Relu: jax.nn.relu,
     ops.Less: jnp.less,

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from planform.compiler.ops import linear as ops
+from planform.compiler.ops.einsum import Einsum
 
 from .contract import Call, rule
 
@@ -32,24 +33,18 @@ def matmul(x: jax.Array, w: jax.Array) -> jax.Array:
 
     w may have its k and n split into several dims. Left to itself, XLA sums w's gradient over [batch, time]
     of a transposed copy, and fuses into the copy what leads up to it: computed a second time, with strided
-    reads.
+    reads. The products that the gradient is made of have gradients of the same kind.
     """
     return lax.dot(x, w.reshape(x.shape[1], -1))
 
 
-def _matmul_forward(x: jax.Array, w: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return matmul(x, w), (x, w)
+@jax.custom_vjp
+def transposed(y: jax.Array, w: jax.Array) -> jax.Array:
+    """y [rows, n] w^T [n, k] -> [rows, k], for w [k, n]."""
+    return lax.dot_general(y, w, (((1,), (1,)), ((), ())))
 
 
-def _matmul_backward(kept: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x, w = kept
-    dx = lax.dot_general(dy, w.reshape(x.shape[1], -1), (((1,), (1,)), ((), ())))
-    return dx, outer(x, dy).reshape(w.shape)
-
-
-matmul.defvjp(_matmul_forward, _matmul_backward)
-
-
+@jax.custom_vjp
 def outer(x: jax.Array, y: jax.Array) -> jax.Array:
     """x^T y for x [rows, k] and y [rows, n] -> [k, n].
 
@@ -58,6 +53,53 @@ def outer(x: jax.Array, y: jax.Array) -> jax.Array:
     if x.shape[1] <= y.shape[1]:
         return lax.dot(lax.optimization_barrier(x.T), y)  # else XLA folds the two together again
     return lax.dot_general(x, y, (((0,), (0,)), ((), ())))
+
+
+Two = tuple[jax.Array, jax.Array]
+
+
+def _matmul_backward(kept: Two, dy: jax.Array) -> Two:
+    x, w = kept
+    return transposed(dy, w.reshape(x.shape[1], -1)), outer(x, dy).reshape(w.shape)
+
+
+def _transposed_backward(kept: Two, dx: jax.Array) -> Two:
+    y, w = kept
+    return matmul(dx, w), outer(dx, y)
+
+
+def _outer_backward(kept: Two, dw: jax.Array) -> Two:
+    x, y = kept
+    return transposed(y, dw), matmul(x, dw)
+
+
+matmul.defvjp(lambda x, w: (matmul(x, w), (x, w)), _matmul_backward)
+transposed.defvjp(lambda y, w: (transposed(y, w), (y, w)), _transposed_backward)
+outer.defvjp(lambda x, y: (outer(x, y), (x, y)), _outer_backward)
+
+
+@rule(Einsum)
+def einsum(call: Call, x: jax.Array, y: jax.Array) -> jax.Array:
+    left, right, result = call.op.terms()
+    if any(c in right and c in result for c in left):
+        return jnp.einsum(call.op.equation, x, y)
+    # Without letters that all three have it is one product of matrices.
+    sizes = dict(zip(left + right, (*x.shape, *y.shape)))
+    summed = [c for c in left if c in right]
+    rows, columns = [c for c in result if c in left], [c for c in result if c in right]
+
+    def matrix(a: jax.Array, letters: str, first: list[str], second: list[str]) -> jax.Array:
+        a = a.transpose([letters.index(c) for c in (*first, *second)])
+        return a.reshape(math.prod(sizes[c] for c in first), -1)
+
+    if left.startswith("".join(summed)) and right.startswith("".join(summed)):
+        z = outer(matrix(x, left, summed, rows), matrix(y, right, summed, columns))
+    elif right.endswith("".join(summed)):
+        z = transposed(matrix(x, left, rows, summed), matrix(y, right, columns, summed))
+    else:
+        z = matmul(matrix(x, left, rows, summed), matrix(y, right, summed, columns))
+    z = z.reshape([sizes[c] for c in (*rows, *columns)])
+    return z.transpose([[*rows, *columns].index(c) for c in result])
 
 
 @rule(ops.Embed, floats="own")
