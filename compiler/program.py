@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
-from planform.spec import Diagnostic, Section, Span, Spec, SpecError, ast, did_you_mean
+from planform.spec import Diagnostic, Section, Span, Spec, SpecError, ast, did_you_mean, output_names
 
-from .elaborate import Elaborator, Env, elaborate_loss
+from .elaborate import Elaborator, Env, Inner, elaborate, elaborate_loss
 from .ir import Graph, Parameter
 from .parameters import layers
 from .recipes import OPTIMIZERS, SOURCES, Recipe, read
@@ -21,7 +21,7 @@ _EXAMPLES = {
     "loss": "loss: cross_entropy(lm(tokens).logits, next(tokens))",
     "optimizer": "optimizer: adamw(warmup_cosine(3e-4, warmup=100), clip=1.0)",
 }
-_LATER = ("sample", "inner", "targets", "simultaneous")
+_LATER = ("sample", "targets", "simultaneous")
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Update:
     """One step of gradient descent on one loss; `params` are selectors of what it trains (none: all).
 
     `heldout` is what is measured on data that isn't trained on: `evaluate.loss`, else the loss, without what acts in
-    training only (dropout).
+    training only (dropout), and the metrics. `inner` is fitted in both first; `fit` makes graphs of it alone.
     """
 
     name: str
@@ -38,6 +38,7 @@ class Update:
     optimizer: Recipe
     params: tuple[str, ...] = ()
     repeat: int = 1
+    inner: Inner | None = None
 
 
 @dataclass(frozen=True)
@@ -95,13 +96,17 @@ def program(spec: Spec) -> Program:
     updates = []
     sections = values.get("updates") or {"train": values}
     evaluate, checkpoint = values.get("evaluate") or {}, values.get("checkpoint") or {}
-    measured = evaluate.get("loss")
-    if measured is not None and len(sections) > 1:
-        message = "`train.evaluate.loss` can't stand beside several updates"
-        raise SpecError(Diagnostic("PF0505", message, train.spans["evaluate.loss"], help="each measures its own loss"))
+    for key in ("loss", "metrics"):
+        if key in evaluate and len(sections) > 1:
+            message = f"`train.evaluate.{key}` can't stand beside several updates"
+            span = train.spans[f"evaluate.{key}"]
+            raise SpecError(Diagnostic("PF0505", message, span, help="each measures its own loss"))
+    if "loss" in (evaluate.get("metrics") or {}):
+        raise SpecError(Diagnostic("PF0505", "`loss` is measured anyway", train.spans["evaluate.metrics.loss"],
+                                   help="`evaluate.loss` says what it is"))  # fmt: skip
     for name, one in sections.items():
         place = f"updates.{name}." if "updates" in values else ""
-        updates.append(_update(spec, train, place, name, one, inputs, number, measured))
+        updates.append(_update(spec, train, place, name, one, inputs, number, evaluate))
     given: dict[str, Any] = {k: values[k] for k in ("batch", "steps", "accumulate", "seed") if k in values}
     made = Program(
         data,
@@ -138,7 +143,7 @@ def _update(
     one: Mapping[str, Any],
     inputs: dict[str, TensorType],
     number: Any,
-    measured: ast.Body | None = None,
+    evaluate: Mapping[str, Any],
 ) -> Update:
     for key in _LATER:
         if key in one:
@@ -149,8 +154,10 @@ def _update(
         if key not in one:
             span = train.spans.get(place.removesuffix("."), train.span)
             raise SpecError(Diagnostic("PF0500", f"`train` has no `{place}{key}`", span, help=_EXAMPLES[key]))
-    loss = elaborate_loss(spec, one["loss"], inputs, name)
-    heldout = elaborate_loss(spec, measured or one["loss"], inputs, name, training=False)
+    inner = _inner(train, f"{place}inner", one["inner"]) if "inner" in one else None
+    loss = elaborate_loss(spec, one["loss"], inputs, name, inner=inner)
+    measured, metrics = evaluate.get("loss") or one["loss"], evaluate.get("metrics") or {}
+    heldout = elaborate_loss(spec, measured, inputs, name, training=False, inner=inner, metrics=metrics)
     trained = [p for p in loss.parameters if not p.frozen]
     _check_measured(heldout, trained, train)
     optimizer = read(one["optimizer"], OPTIMIZERS, "optimizer", number)
@@ -168,7 +175,12 @@ def _update(
             raise SpecError(Diagnostic("PF0504", message, span, help=help))
     if not trained:
         raise SpecError(Diagnostic("PF0504", "this loss has no parameter of this model to train", one["loss"].span))
-    return Update(name, loss, heldout, optimizer, params, one.get("repeat", 1))
+    return Update(name, loss, heldout, optimizer, params, one.get("repeat", 1), inner)
+
+
+def _inner(train: Section, place: str, values: Mapping[str, Any]) -> Inner:
+    spans = {k: train.spans[f"{place}.{k}"] for k in values}
+    return Inner.of(values, spans)
 
 
 def _check_measured(heldout: Graph, trained: Iterable[Parameter], train: Section) -> None:
@@ -194,7 +206,8 @@ def _beginnings(paths: Iterable[str]) -> Iterator[str]:
 
 
 def _fields(spec: Spec, data: Recipe) -> dict[str, TensorType]:
-    """Types of the data's fields: as the graphs declare inputs of that name. Raises: SpecError."""
+    """Types of the data's fields: those of the graphs' inputs of that name, else of their outputs (what these should
+    be). Raises: SpecError."""
     assert data.span is not None
     if not data.fields:
         raise SpecError(Diagnostic("PF0502", f"`{data.name}` names no fields", data.span, help=f"{data.name}(tokens)"))
@@ -207,11 +220,15 @@ def _fields(spec: Spec, data: Recipe) -> dict[str, TensorType]:
     for name in data.fields:
         declared = [(s, g.inputs[name]) for s in specs for g in s.graphs.values() if name in g.inputs]
         if not declared:
-            known = [k for s in specs for g in s.graphs.values() for k in g.inputs]
+            maker = next((g.name for g in spec.graphs.values() if name in output_names(g)), None)
+            if maker is not None:
+                found[name] = elaborate(spec, maker).outputs[name].type
+                continue
+            known = [k for s in specs for g in s.graphs.values() for k in (*g.inputs, *output_names(g))]
             raise SpecError(
                 Diagnostic(
                     "PF0502",
-                    f"no graph has an input `{name}`, so its type is unknown",
+                    f"no graph has an input or output `{name}`, so its type is unknown",
                     data.span,
                     help=did_you_mean(name, known),
                 )

@@ -69,6 +69,12 @@ SOURCES = {
         {"length": 256, "files": None, "tokenizer": "bytes", "heldout": 0.05},
         fields=True,
     ),
+    "signals": Signature(
+        "Signals on regular grids (images, sound, volumes): the coordinates of their points, float[batch, points, "
+        "axes], their values there, float[batch, points, channels], and perhaps labels, int[batch].",
+        {"file": None, "heldout": 0.05},
+        fields=True,
+    ),
     "arrays": Signature("Fields of an .npz file, by name.", {"file": None, "heldout": 0.05}, fields=True),
 }
 

@@ -19,7 +19,7 @@ from .data import TextData
 from .mesh import devices_of, make_mesh, provide_devices, rules_of, share_of
 from .run import parameters_of_run, read_run, spec_of_run
 from .train import open_data
-from .updates import Layout, Updates
+from .updates import Layout, Updates, means
 from .uses import get, not_given, of_run
 
 Values = dict[str, Any]
@@ -67,22 +67,21 @@ def measure(
     batches: int | None = None,
     frozen: Callable[[str], np.ndarray] = not_given,
 ) -> Values:
-    """Held-out losses of parameters by logical name, each a mean over all entries that have a target; `frozen` gives
-    those of used specs, where a loss needs them."""
+    """Held-out losses and metrics of parameters by logical name, each a mean over all entries that have a target;
+    `frozen` gives those of used specs, where a loss needs them."""
     count = batches or chosen.evaluate_batches
     updates = Updates(replace(chosen, updates=tuple(replace(u, loss=u.heldout) for u in chosen.updates)), layout)
     parameters, others = updates.place(lambda n: logical[n]), updates.place_frozen(frozen)
     values: Values = {}
     for update in updates.each:
-        total = weight = 0.0
+        found = []
         for batch in data.heldout(count):
             placed = {
                 n: jax.make_array_from_process_local_data(s, batch[n]) for n, s in update.inputs.items() if n in batch
             }
-            v, w = update.measure(parameters, placed, others)
-            total, weight = total + float(v), weight + float(w)
+            found.append(update.measure(parameters, placed, others))
         prefix = f"{update.name}/" if len(updates.each) > 1 else ""
-        values[f"{prefix}heldout_loss"] = total / max(weight, 1e-9)
+        values.update({prefix + n: v for n, v in means(found).items()})
     if isinstance(data, TextData) and len(updates.each) == 1 and updates.each[0].per_target:
         values["bits_per_byte"] = data.bits_per_byte(values["heldout_loss"])
         values["bigram_bits_per_byte"] = data.bigram_bits_per_byte(count)

@@ -10,6 +10,7 @@ import numpy as np
 from planform.backends import reference
 from planform.compiler.ir import Graph, Input, Node, Parameter, Value
 from planform.compiler.parameters import initial, layers
+from planform.compiler.size import symbols
 
 Arrays = dict[str, np.ndarray]
 
@@ -30,20 +31,24 @@ def probe_length(graph: Graph) -> int:
 
 
 def probe_inputs(graph: Graph, batch: int, time: int, seed: int, documents: bool) -> Arrays:
-    """Inputs of a graph [batch, time, ..]: whole numbers within what reads them, normal floats.
+    """Inputs of a graph [batch, time, ..], `time` of everything whose size is open: whole numbers within what reads
+    them, coordinates in [0, 1] and a little beyond, other floats normal.
 
     With documents, row 0 is one document that fills it, row 1 has short ones before a long one, the others are
     cut at random.
     """
     rng = np.random.default_rng([seed, 1])
-    env = {"batch": batch, str(graph.stream): time}
+    given_dims = [d for v in graph.of_kind(Input) for d in v.type.dims]
+    env = {name: time for d in given_dims for name in symbols(d.size)} | {"batch": batch}
     users = graph.users()
     found: Arrays = {}
     for v in graph.of_kind(Input):
         if v.default is not None:
             continue
         shape = v.type.shape(env)
-        if v.type.is_float:
+        if v.type.is_float and _locates(v, users):
+            found[v.name] = rng.uniform(-0.1, 1.1, shape).astype(np.float32)
+        elif v.type.is_float:
             found[v.name] = rng.standard_normal(shape).astype(np.float32)
         elif v.type.dtype == "bool":
             found[v.name] = rng.random(shape) < 0.5
@@ -56,6 +61,11 @@ def probe_inputs(graph: Graph, batch: int, time: int, seed: int, documents: bool
             if v.name in given and v.default in ("iota", "zeros") and v.type.shape(env) == (batch, time):
                 found[v.name] = given[v.name]
     return found
+
+
+def _locates(v: Value, users: Mapping[Value, list[Node]]) -> bool:
+    """Whether an op takes the value for coordinates."""
+    return any("coords" in n.op.tensors and n.inputs[n.op.tensors.index("coords")] is v for n in users.get(v, ()))
 
 
 def _bound(v: Value, users: Mapping[Value, list[Node]]) -> int:

@@ -105,6 +105,11 @@ class Progress:
         self.close()
 
 
+def number_text(value: float) -> str:
+    """A measured number as people read it, small ones with their power of ten."""
+    return f"{value:.4f}" if value == 0 or abs(value) >= 1e-3 else f"{value:.2e}"
+
+
 def _time(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

@@ -19,12 +19,23 @@ from planform.compiler.recipes import Recipe
 from planform.spec import Diagnostic, Spec, SpecError
 
 from .checkpoint import steps as saved_steps
-from .data import ArrayData, DataSource, Share, TextData, Tokenizer, load_arrays, load_tokenizer, read_corpus
+from .data import (
+    ArrayData,
+    DataSource,
+    Share,
+    SignalData,
+    TextData,
+    Tokenizer,
+    load_arrays,
+    load_signals,
+    load_tokenizer,
+    read_corpus,
+)
 from .distributed import processes
 from .errors import UserError
 from .mesh import Axes, check_mesh, default_axes, devices_of, make_mesh, mesh_text, provide_devices, rules_of, share_of
 from .metrics import Metrics
-from .progress import Progress
+from .progress import Progress, number_text
 from .run import read_run, write_run
 from .trainer import Result, Trainer, Values
 from .updates import Layout
@@ -58,7 +69,8 @@ def train(
     """Runs the training program of a spec; everything it writes is in `folder`.
 
     overrides  those that the spec was loaded with, so that the folder says so
-    files      text to train on, or the .npz of `arrays`; else what the spec says, else the standard library's source
+    files      text to train on, the .npz of `arrays`, the images of `signals`; else what the spec says, else the
+               standard library's source
     tokenizer  "bytes", a tokenizer.json or its folder; else what the spec says
     steps, batch, length, accumulate, seed  in place of the spec's
     mesh       devices along named axes; None for `mesh.default_axes`
@@ -115,7 +127,8 @@ class Log:
 
     def __init__(self, folder: Path, program: Program, begun: int, quiet: bool, first: bool) -> None:
         self.metrics = Metrics(folder, begun, enabled=first)
-        self.progress = Progress(program.steps, begun, quiet=quiet)
+        unit = "tokens" if any(u.loss.stream for u in program.updates) else "examples"
+        self.progress = Progress(program.steps, begun, unit, quiet=quiet)
 
     def step(self, step: int, tokens: int, values: Values) -> None:
         self.metrics.write(step, values)
@@ -124,7 +137,7 @@ class Log:
 
     def evaluation(self, step: int, values: Values) -> None:
         self.metrics.write(step, values)
-        shown = ", ".join(f"{k.replace('_', ' ')} {v:.4f}" for k, v in values.items())
+        shown = ", ".join(f"{k.replace('_', ' ')} {number_text(v)}" for k, v in values.items())
         self.progress.note(f"step {step}: {shown}")
 
     def close(self) -> None:
@@ -181,20 +194,47 @@ def open_data(
     recipe: Recipe = chosen.data
     a = recipe.arguments
     if recipe.name == "arrays":
-        file = files if files is not None else a["file"]
-        if file is None or not isinstance(file, (str, Path)):
-            raise UserError("this program trains on arrays and none are given", help="--files DATA.npz")
+        file = _one_file(files if files is not None else a["file"], "arrays", "DATA.npz")
         found = load_arrays(file)
         missing = [f for f in recipe.fields if f not in found]
         if missing:
             raise UserError(f"{file} has no `{missing[0]}`", help=f"it has {', '.join(found)}")
         picked = {f: found[f] for f in recipe.fields}
         return ArrayData(picked, share, chosen.seed, portion=a["heldout"], source=str(file)), None
+    if recipe.name == "signals":
+        source = _one_file(files if files is not None else a["file"], "signals", "IMAGES")
+        signals = load_signals(source, *_sizes(chosen))
+        return SignalData(signals, recipe.fields, share, chosen.seed, a["heldout"], str(source)), None
     words = load_tokenizer(tokenizer if tokenizer is not None else a["tokenizer"])
     for update in chosen.updates:
         _check_vocabulary(update.loss, recipe.fields[0], words)
     corpus = read_corpus(files if files is not None else a["files"], heldout=a["heldout"])
     return TextData(corpus, words, a["length"], share, folder / "data", chosen.seed, recipe.fields[0]), words
+
+
+def _one_file(given: Any, what: str, example: str) -> str | Path:
+    """Where the data are, of a program that takes one file or folder. Raises: UserError."""
+    if isinstance(given, Sequence) and not isinstance(given, str) and len(given) == 1:
+        given = given[0]
+    if not isinstance(given, (str, Path)):
+        many = "several are" if given else "none are"
+        raise UserError(f"this program trains on one file or folder of {what}, {many} given", help=f"--files {example}")
+    return given
+
+
+def _sizes(chosen: Program) -> tuple[int, int]:
+    """(axes, channels) of the signals that a program takes. Raises: UserError where the spec leaves them open."""
+    types = {v.name: v.type for u in chosen.updates for v in (*u.loss.inputs, *u.heldout.inputs)}
+    found = []
+    for name, dims in zip(chosen.data.fields[:2], ("points, axes", "points, channels")):
+        t = types.get(name)
+        if t is None or t.rank != 3 or not isinstance(t.sizes[-1], int):
+            raise UserError(
+                f"`{name}` must be float[batch, {dims}] with a known last size, it is {t or 'not used'}",
+                help="signals(COORDS, VALUES) names the coordinates and what the signals are there",
+            )
+        found.append(t.sizes[-1])
+    return found[0], found[1]
 
 
 def _check_vocabulary(graph: Graph, name: str, words: Tokenizer) -> None:

@@ -23,7 +23,7 @@ from .data import Batch, DataSource
 from .errors import UserError
 from .mesh import mesh_text
 from .state import State, restore
-from .updates import Layout, OneUpdate, Updates
+from .updates import Layout, OneUpdate, Updates, means
 from .uses import not_given
 
 Values = dict[str, float]
@@ -37,7 +37,7 @@ class Observer(Protocol):
         learning_rate, tokens_per_second."""
 
     def evaluation(self, step: int, values: Values) -> None:
-        """After a measurement on held-out data: heldout_loss, and bits_per_byte where the data is text."""
+        """After a measurement on held-out data: heldout_loss, metrics, and bits_per_byte where the data is text."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,14 @@ class Result:
     values             the last ones that the observer was told, those of the last evaluation among them
     tokens_per_second  of this process's run, compiling, saving and evaluating left out
     signal             that stopped it early, or None
+    unit               what the speed counts: tokens, or examples where nothing is a sequence
     """
 
     step: int
     values: Values
     tokens_per_second: float
     signal: int | None = None
+    unit: str = "tokens"
 
     @property
     def exit_code(self) -> int:
@@ -178,7 +180,8 @@ class Trainer:
             self.save(wait=True)
         if not self._values:  # there was nothing left to do
             self.measure()
-        return Result(self.state.step, dict(self._values), clock.rate, stop.signal)
+        unit = "tokens" if any(u.graph.stream for u in self.updates.each) else "examples"
+        return Result(self.state.step, dict(self._values), clock.rate, stop.signal, unit)
 
     def _step(self, batches: Iterator[Batch]) -> dict[str, Any]:
         """One step of every update, as often as it says, in order; returns metrics that are still being computed."""
@@ -235,7 +238,7 @@ class Trainer:
             self.observer.evaluation(self.state.step, values)
 
     def measure(self) -> Values:
-        """The losses on held-out data, each a mean over all entries that have a target."""
+        """The losses and metrics on held-out data, each a mean over all entries that have a target."""
         totals: dict[str, list[Any]] = {u.name: [] for u in self.updates.each}
         for batch in self.data.heldout(self.program.evaluate_batches):
             for update in self.updates.each:
@@ -244,8 +247,7 @@ class Trainer:
         values: Values = {}
         for name, made in jax.device_get(totals).items():
             prefix = f"{name}/" if len(totals) > 1 else ""
-            weight = sum(float(w) for _, w in made)
-            values[f"{prefix}heldout_loss"] = sum(float(v) for v, _ in made) / max(weight, 1e-9)
+            values.update({prefix + n: v for n, v in means(made).items()})
         bits = getattr(self.data, "bits_per_byte", None)
         if bits and len(totals) == 1 and self.updates.each[0].per_target:
             values["bits_per_byte"] = bits(values["heldout_loss"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -99,7 +99,7 @@ class OneUpdate:
     initial(trained parameters) -> optimizer state
     step(parameters, optimizer state, batch, number, frozen) -> (parameters, optimizer state, metrics); the first two
     are donated. number is that of the update, from 1.
-    measure(parameters, batch, frozen) -> (loss * weight, weight): for means over several batches.
+    measure(parameters, batch, frozen) -> ({"heldout_loss" and metrics: each * weight}, weight): for `means`.
     per_target says whether the held-out loss is the mean of one cross-entropy over classes: nats a token, in text.
     """
 
@@ -162,13 +162,15 @@ class OneUpdate:
         rate = self._rate(number)
         return parameters, state, {"loss": value, "weight": weight, "gradient_norm": norm, "learning_rate": rate}
 
-    def _measure(self, parameters: Arrays, batch: Arrays, frozen: Arrays) -> tuple[jax.Array, jax.Array]:
-        def one(_: None, part: Arrays) -> tuple[None, tuple[jax.Array, jax.Array]]:
-            value, weight = self._loss(self._run_heldout, {**frozen, **parameters}, part, None)
-            return None, (value * weight, weight)
+    def _measure(self, parameters: Arrays, batch: Arrays, frozen: Arrays) -> tuple[Arrays, jax.Array]:
+        def one(_: None, part: Arrays) -> tuple[None, tuple[Arrays, jax.Array]]:
+            out = self._run_heldout({**frozen, **parameters}, part, None)
+            weight = self._weight(out).astype(self._dtype)
+            measured = {("heldout_loss" if n == "loss" else n): v for n, v in out.items() if n != WEIGHT}
+            return None, ({n: v.astype(self._dtype) * weight for n, v in measured.items()}, weight)
 
         _, (values, weights) = lax.scan(one, None, _parts(batch, self._accumulate))
-        return jnp.sum(values), jnp.sum(weights)
+        return {n: jnp.sum(v) for n, v in values.items()}, jnp.sum(weights)
 
     def _runner(self, graph: Graph) -> Lowered:
         """The graph as a function of parameters as they are stored."""
@@ -184,6 +186,13 @@ class OneUpdate:
     def _weight(self, out: Arrays) -> jax.Array:
         """Where a graph doesn't say how much its loss counts for, every part of a batch counts alike."""
         return out.get(WEIGHT, jnp.ones(()))
+
+
+def means(measured: Sequence[tuple[Mapping[str, Any], Any]]) -> dict[str, float]:
+    """What `OneUpdate.measure` found on several batches as means over all of them."""
+    weight = max(sum(float(w) for _, w in measured), 1e-9)
+    names = measured[0][0] if measured else {}
+    return {n: sum(float(values[n]) for values, _ in measured) / weight for n in names}
 
 
 def _last(path: tuple[Any, ...]) -> Any:

@@ -157,7 +157,9 @@ class _Check:
                 if isinstance(decl, TensorDecl):
                     self.declaration(decl, dims)
             here = frozenset({*bound, *sample})
-            parts = [update.get("loss"), update.get("optimizer"), (update.get("evaluate") or {}).get("loss")]
+            evaluate = update.get("evaluate") or {}
+            parts = [update.get("loss"), update.get("optimizer"), evaluate.get("loss")]
+            parts += (evaluate.get("metrics") or {}).values()
             inner = update.get("inner")
             if isinstance(inner, dict):
                 parts += [inner.get("start"), inner.get("rates"), inner.get("loss")]

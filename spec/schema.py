@@ -100,10 +100,12 @@ class Inner(_Strict):
     """An optimization inside the loss; it reduces over everything but `batch`."""
 
     variable: Word = Field(description="The input that is fitted; after the loop it means the fitted value.")
-    start: Expression = Field(description="Its value before the first step: `zeros`, or an initializer.")
+    start: Expression = Field(description="Its value before the first step: `zeros`, a number or a tensor.")
     steps: Count = Field(description="Gradient steps.")
-    rates: Expression = Field(description="Step sizes: a number or `learned(variable)`.")
-    loss: BodyText = Field(description="What the steps minimise.")
+    rates: Expression = Field(description="Step sizes: a number, a tensor or `learned(variable)`.")
+    loss: BodyText = Field(description="What the steps minimise, for each entry of `batch` by itself.")
+    first_order: bool | None = Field(None, description="Outer gradients take the inner ones as constants.")
+    remat: bool | None = Field(None, description="A step is computed again for the outer gradient, not kept.")
 
 
 class Update(_Strict):
@@ -123,6 +125,7 @@ class Evaluate(_Strict):
     every: Count | None = Field(None, description="Steps between two evaluations.")
     batches: Count | None = Field(None, description="Batches that one evaluation averages over.")
     loss: BodyText | None = Field(None, description="What is measured, where that isn't what is minimised.")
+    metrics: dict[Word, BodyText] | None = Field(None, description="What else is measured, by name.")
 
 
 class Checkpoint(_Strict):

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 
 from planform.spec import Diagnostic, GraphDef, Span, Spec, SpecError, ast, did_you_mean
 
-from ..ir import Graph, Input, Origin
+from ..ir import Graph, Input, Origin, Value
 from ..ops import load_extensions
 from ..types import TensorType
 from .blocks import Elaborator
 from .context import Env, stream_of
+from .inner import Inner, body_value, fit, inner_loss
 
-__all__ = ["Elaborator", "Env", "elaborate", "elaborate_loss", "stream_of"]
+__all__ = ["Elaborator", "Env", "Inner", "elaborate", "elaborate_fit", "elaborate_loss", "stream_of"]
 
 
 def elaborate(spec: Spec, graph: str | None = None) -> Graph:
@@ -33,36 +35,67 @@ def elaborate(spec: Spec, graph: str | None = None) -> Graph:
 
 
 def elaborate_loss(
-    spec: Spec, loss: ast.Body, inputs: Mapping[str, TensorType], name: str = "loss", training: bool = True
+    spec: Spec,
+    loss: ast.Body,
+    inputs: Mapping[str, TensorType],
+    name: str = "loss",
+    training: bool = True,
+    inner: Inner | None = None,
+    metrics: Mapping[str, ast.Body] = MappingProxyType({}),
 ) -> Graph:
     """The IR of a loss expression over graphs, those of used specs too, and data tensors; its output is `loss`, a
     scalar. The parameters of a used spec are frozen, under paths that begin with its name.
 
-    In training form dropout draws and acts; otherwise it is the identity, as it is for held-out data.
+    In training form dropout draws and acts; otherwise it is the identity, as it is for held-out data. An inner loop
+    comes first: its variable means the fitted value. Metrics are further scalars, by name.
 
     Raises: SpecError.
     """
-    streams = {stream_of(g, spec) for g in spec.graphs.values()} - {None}
-    e = Elaborator(spec, name, next(iter(streams)) if len(streams) == 1 else None, training)
+    e = _for_training(spec, name, training)
     load_extensions()
     with _bounded(loss.span):
-        e.own = {n: e.builder.add(Input(n, t, Origin(n))) for n, t in inputs.items()}
-        e.others = spec.uses
-        env, result = Env({}), None
-        for s in loss.statements:
-            result = e.value(s.value, env)
-            if s.name is not None:
-                env.names[s.name] = result
-        last = loss.statements[-1].value
-        value = e.tensor(result, last)
-        if value.type.rank:
-            raise e.error(
-                "PF0501",
-                f"a loss is a scalar, this is {value.type}",
-                last.span,
-                help="mean(..) or sum(..) makes one",
-            )
-    return e.builder.finish({"loss": value})
+        _give(e, inputs)
+        if inner is not None:
+            e.own[inner.variable] = fit(e, inner)
+        outputs = {key: _scalar(e, body, key) for key, body in {"loss": loss, **metrics}.items()}
+    return e.builder.finish(outputs)
+
+
+def elaborate_fit(
+    spec: Spec, inner: Inner, inputs: Mapping[str, TensorType], name: str = "fit", steps: int | None = None
+) -> Graph:
+    """The IR of an inner loop by itself: from data tensors to its variable's fitted value, and `loss`, that of each
+    entry of the batch then. `steps` in place of those written. Raises: SpecError."""
+    e = _for_training(spec, name, training=False)
+    load_extensions()
+    with _bounded(inner.loss.span):
+        _give(e, inputs)
+        fitted = fit(e, inner, steps)
+        return e.builder.finish({inner.variable: fitted, "loss": inner_loss(e, inner, fitted)})
+
+
+def _for_training(spec: Spec, name: str, training: bool) -> Elaborator:
+    streams = {stream_of(g, spec) for g in spec.graphs.values()} - {None}
+    return Elaborator(spec, name, next(iter(streams)) if len(streams) == 1 else None, training)
+
+
+def _give(e: Elaborator, inputs: Mapping[str, TensorType]) -> None:
+    """Makes data tensors known to the expressions of a training program, and what it may call."""
+    e.own = {n: e.builder.add(Input(n, t, Origin(n))) for n, t in inputs.items()}
+    e.others = e.spec.uses
+
+
+def _scalar(e: Elaborator, body: ast.Body, what: str) -> Value:
+    value = body_value(e, body, {})
+    if value.type.rank:
+        a = "a loss" if what == "loss" else f"the metric `{what}`"
+        raise e.error(
+            "PF0501",
+            f"{a} is a scalar, this is {value.type}",
+            body.statements[-1].value.span,
+            help="mean(..) or sum(..) makes one",
+        )
+    return value
 
 
 def _choose(spec: Spec, graph: str | None) -> GraphDef:

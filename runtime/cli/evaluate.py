@@ -20,7 +20,7 @@ def evaluate(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a training run.")],
     files: Annotated[
         list[Path] | None,
-        typer.Option("--files", metavar="PATH", help="Other text. [default: the held-out part of the run's own]"),
+        typer.Option("--files", metavar="PATH", help="Other data. [default: the held-out part of the run's own]"),
     ] = None,
     batches: Annotated[int | None, typer.Option("--batches", min=1, help="Batches of the run's size, at most.")] = None,
     step: Annotated[int | None, typer.Option("--step", min=0, help="Of the checkpoint. [default: the newest]")] = None,
@@ -28,8 +28,9 @@ def evaluate(
     uses: With = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure a trained model on text it never saw, beside a bigram model counted on what it trained on."""
+    """Measure a trained model on data it never saw; on text, beside a bigram model counted on what it trained on."""
     from ..evaluate import evaluate_run
+    from ..progress import number_text
     from ..uses import parse_with
     from .console import out, print_json
 
@@ -48,4 +49,4 @@ def evaluate(
     console.print(f"step {found['step']}")
     for name, value in found.items():
         if name != "step":
-            console.print(f"  {name.replace('_', ' '):<22} {value:.4f}")
+            console.print(f"  {name.replace('_', ' '):<22} {number_text(value)}")

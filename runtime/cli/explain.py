@@ -37,10 +37,13 @@ def explain(
     from .console import out, print_json
 
     loaded = load_spec(spec, size, overrides)
-    forms = [form] if form else [Form.step] if backend is Backend.onnx else [Form.training, Form.step]
+    streams = graph_or_loss(loaded, graph).stream is not None
+    forms = [Form.step] if backend is Backend.onnx else [Form.training, Form.step]
+    forms = [form] if form else forms if streams else [Form.training]
     reports = []
     for each in forms:
-        found = explanations(graph_or_loss(loaded, _graph(loaded, graph, each)), backend.value, each.value)
+        which = graph if backend is Backend.onnx else _graph(loaded, graph, each)
+        found = explanations(graph_or_loss(loaded, which), backend.value, each.value)
         if as_json:
             reports += [
                 {"form": each.value, "rule": e.rule, "outcome": e.outcome, "op": e.op, "path": e.origin.path,

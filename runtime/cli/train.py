@@ -25,7 +25,7 @@ def train(
     ] = None,
     files: Annotated[
         list[Path] | None,
-        typer.Option("--files", metavar="PATH", help="Text to train on. [default: the standard library's source]"),
+        typer.Option("--files", metavar="PATH", help="Data to train on. [default: the standard library's source]"),
     ] = None,
     tokenizer: Annotated[
         str | None, typer.Option("--tokenizer", metavar="PATH", help="`bytes` or a tokenizer.json.")
@@ -101,7 +101,8 @@ def train(
     elif not quiet:
         console = err()
         done = "stopped" if result.signal else "done"
-        console.print(f"{done} at step {result.step}, {result.tokens_per_second:,.0f} tokens/s; saved in {target}")
+        speed = f"{result.tokens_per_second:,.0f} {result.unit}/s"
+        console.print(f"{done} at step {result.step}, {speed}; saved in {target}")
         if result.signal:
             console.print("[dim]the same command goes on from here[/]")
     raise typer.Exit(result.exit_code)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .arrays import ArrayData, load_arrays
     from .bigram import bigram_bits_per_byte, count_pairs
     from .corpus import Corpus, Document, read_corpus, stdlib_corpus
+    from .signals import SignalData, grid, load_signals
     from .source import Batch, DataSource, Share
     from .store import Store, open_store
     from .text import TextData
@@ -21,6 +22,7 @@ _MODULES = {
     "arrays": "ArrayData load_arrays",
     "bigram": "bigram_bits_per_byte count_pairs",
     "corpus": "Corpus Document read_corpus stdlib_corpus",
+    "signals": "SignalData grid load_signals",
     "source": "Batch DataSource Share",
     "store": "Store open_store",
     "text": "TextData",
@@ -44,13 +46,16 @@ __all__ = [
     "Document",
     "JsonTokenizer",
     "Share",
+    "SignalData",
     "Store",
     "TextData",
     "TextStream",
     "Tokenizer",
     "bigram_bits_per_byte",
     "count_pairs",
+    "grid",
     "load_arrays",
+    "load_signals",
     "load_tokenizer",
     "open_store",
     "read_corpus",

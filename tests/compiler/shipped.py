@@ -31,10 +31,12 @@ def stages() -> Iterator[tuple[str, Graph]]:
         for key in spec.graphs:
             graph = elaborate(spec, key)
             yield f"{label} {key}", graph
-            step = last_only(stateful(graph))
-            yield f"{label} {key} step", step
+            forms = [("training", graph)]
+            if graph.stream:
+                forms.append(("step", last_only(stateful(graph))))
+                yield f"{label} {key} step", forms[-1][1]
             for backend in ("reference", "xla", "onnx"):
-                for form, start in (("training", graph), ("step", step)):
+                for form, start in forms:
                     now = start
                     for one in pipeline(backend, form):
                         now = one(now)

@@ -78,12 +78,12 @@ def test_the_loss_is_that_against_these_weights(here: Path) -> None:
                 "position": np.tile(np.arange(16, dtype=np.int32), (8, 1)),
                 "document": np.zeros((8, 16), np.int32),
             }
-            value, weight = updates.each[0].measure(own, batch, frozen)
+            found, weight = updates.each[0].measure(own, batch, frozen)
             from planform.backends.xla import to_logical
 
             logical = to_logical(own) | {f"teacher.{n}": a for n, a in weights.parameters.items()}
             want = reference(chosen.updates[0].heldout, logical, batch)["loss"]
-            assert float(value / weight) == pytest.approx(float(want), rel=1e-5)
+            assert float(found["heldout_loss"] / weight) == pytest.approx(float(want), rel=1e-5)
             kept = {n: np.asarray(a) for n, a in frozen.items()}
             (update,) = updates.each
             state = update.initial({n: own[n] for n in update.trained})
