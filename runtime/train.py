@@ -203,8 +203,8 @@ def open_data(
         return ArrayData(picked, share, chosen.seed, portion=a["heldout"], source=str(file)), None
     if recipe.name == "signals":
         source = _one_file(files if files is not None else a["file"], "signals", "IMAGES")
-        signals = load_signals(source, *_sizes(chosen))
-        return SignalData(signals, recipe.fields, share, chosen.seed, a["heldout"], str(source)), None
+        signals, apart = load_signals(source, *_sizes(chosen))
+        return SignalData(signals, recipe.fields, share, chosen.seed, apart, a["heldout"], str(source)), None
     words = load_tokenizer(tokenizer if tokenizer is not None else a["tokenizer"])
     for update in chosen.updates:
         _check_vocabulary(update.loss, recipe.fields[0], words)

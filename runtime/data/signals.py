@@ -10,6 +10,7 @@ import numpy as np
 
 from ..errors import UserError
 from .arrays import ArrayData, load_arrays
+from .formats import Signals, published
 from .source import Batch, Share
 
 IMAGES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
@@ -22,17 +23,25 @@ def grid(*shape: int) -> np.ndarray:
     return np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, len(shape)).astype(np.float32)
 
 
-def load_signals(path: str | Path, axes: int, channels: int) -> dict[str, np.ndarray]:
-    """`values` [rows, *shape, channels], integers or floats, and `labels` int32[rows] where there are any.
+def load_signals(path: str | Path, axes: int, channels: int) -> tuple[Signals, Signals | None]:
+    """Signals, and those that are held out where the files say which.
 
-    path      an .npz with `images` (`signals`, `values`, `x`) and perhaps `labels` (`y`); an .npy; or a folder of
-              images of one size, those of a class in a folder of its name if there are several
+    path      an .npz with `images` (`signals`, `values`, `x`) and perhaps `labels` (`y`); an .npy; a folder of images
+              of one size, those of a class in a folder of its name if there are several; a folder with the files of
+              MNIST, Fashion-MNIST, CIFAR-10 or CIFAR-100 (the binary version)
     axes      of a signal: 2 for images
-    channels  that the model takes: grey images may be given for 3
+    channels  that the model takes; image files are made grey for 1
 
     Raises: UserError for anything else.
     """
     path = Path(path)
+    if path.is_dir() and (both := published(path)):
+        train, test = (_checked(part, path, axes, channels) for part in both)
+        return train, test
+    return _checked(_read(path, channels), path, axes, channels), None
+
+
+def _read(path: Path, channels: int) -> Signals:
     if path.is_dir() and not any(path.glob("*.npy")):
         found = _images(path, channels)
     else:
@@ -43,6 +52,11 @@ def load_signals(path: str | Path, axes: int, channels: int) -> dict[str, np.nda
         found = {"values": arrays[name]}
         if label := next((n for n in LABELS if n in arrays), None):
             found["labels"] = np.asarray(arrays[label]).reshape(-1).astype(np.int32)
+    return found
+
+
+def _checked(found: Signals, path: Path, axes: int, channels: int) -> Signals:
+    """The signals as [rows, *shape, channels]. Raises: UserError where they aren't what the model takes."""
     values = found["values"]
     if values.ndim == axes + 1:
         values = values[..., None]
@@ -59,7 +73,7 @@ def load_signals(path: str | Path, axes: int, channels: int) -> dict[str, np.nda
     return {**found, "values": values}
 
 
-def _images(folder: Path, channels: int) -> dict[str, np.ndarray]:
+def _images(folder: Path, channels: int) -> Signals:
     """All images of a folder, by name; the folders in it are classes. Raises: UserError."""
     from PIL import Image, UnidentifiedImageError
 
@@ -96,9 +110,9 @@ def scaled(values: np.ndarray) -> np.ndarray:
 class SignalData:
     """Batches of signals, every point of them; a DataSource.
 
-    signals  as `load_signals` gives them
+    signals  `values` and perhaps `labels`, as `load_signals` gives them
     fields   names of the coordinates, the values and, if there is a third, the labels
-    share, seed, portion, source  as `ArrayData` takes them
+    share, seed, heldout, portion, source  as `ArrayData` takes them
 
     Raises: UserError where labels are asked for and there are none.
     """
@@ -109,13 +123,16 @@ class SignalData:
         fields: tuple[str, ...],
         share: Share,
         seed: int = 0,
+        heldout: Mapping[str, np.ndarray] | None = None,
         portion: float = 0.05,
         source: str = "the signals",
     ) -> None:
         if len(fields) > 2 and "labels" not in signals:
             raise UserError(f"{source} has no labels", help="an array `labels`, or a folder for each class")
-        kept = {"values": signals["values"], **({"labels": signals["labels"]} if len(fields) > 2 else {})}
-        self._rows = ArrayData(kept, share, seed, portion=portion, source=source)
+        names = ("values", "labels")[: 2 if len(fields) > 2 else 1]
+        kept = {n: signals[n] for n in names}
+        apart = None if heldout is None else {n: heldout[n] for n in names}
+        self._rows = ArrayData(kept, share, seed, apart, portion, source)
         self._fields = fields
         self.share = share
         self.shape = tuple(signals["values"].shape[1:-1])

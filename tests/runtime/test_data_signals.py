@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import numpy as np
@@ -41,23 +42,61 @@ def test_files(tmp_path: Path) -> None:
         folder = tmp_path / "photos" / ("cat" if i % 2 else "dog")
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(one).save(folder / f"{i:02}.png")
-    a = load_signals(tmp_path / "a.npz", 2, 3)
+    a, _ = load_signals(tmp_path / "a.npz", 2, 3)
     assert np.array_equal(a["values"], pixels) and a["labels"].tolist() == [0, 1, 2] * 4
-    b = load_signals(tmp_path / "b.npy", 2, 1)
+    b, _ = load_signals(tmp_path / "b.npy", 2, 1)
     assert b["values"].shape == (12, 3, 5, 1) and "labels" not in b
-    c = load_signals(tmp_path / "photos", 2, 3)
+    c, none = load_signals(tmp_path / "photos", 2, 3)
+    assert none is None
     order = [*range(1, 12, 2), *range(0, 12, 2)]  # cats first
     assert np.array_equal(c["values"], pixels[order]) and c["labels"].tolist() == [0] * 6 + [1] * 6
-    assert load_signals(tmp_path / "photos", 2, 1)["values"].shape == (12, 3, 5, 1)
+    assert load_signals(tmp_path / "photos", 2, 1)[0]["values"].shape == (12, 3, 5, 1)
 
 
 def test_sound_and_volumes(tmp_path: Path) -> None:
     np.save(tmp_path / "sound.npy", np.zeros((2, 100), np.float32))
     np.save(tmp_path / "volume.npy", np.zeros((2, 4, 5, 6), np.uint16))
-    assert load_signals(tmp_path / "sound.npy", 1, 1)["values"].shape == (2, 100, 1)
-    volumes = load_signals(tmp_path / "volume.npy", 3, 1)
+    assert load_signals(tmp_path / "sound.npy", 1, 1)[0]["values"].shape == (2, 100, 1)
+    volumes, _ = load_signals(tmp_path / "volume.npy", 3, 1)
     batch = SignalData(volumes, ("x", "density"), Share(1)).batch(0)
     assert batch["x"].shape == (1, 120, 3) and batch["density"].shape == (1, 120, 1)
+
+
+def idx(array: np.ndarray) -> bytes:
+    return bytes([0, 0, 8, array.ndim]) + np.asarray(array.shape, ">u4").tobytes() + array.astype(np.uint8).tobytes()
+
+
+def test_published_files_say_what_is_held_out(tmp_path: Path) -> None:
+    mnist, cifar, fine = (tmp_path / n for n in ("mnist", "cifar", "cifar100"))
+    for folder in (mnist, cifar, fine):
+        folder.mkdir()
+    grey, labels = images()[..., 0], np.arange(12) % 10
+    for part, rows in (("train", slice(0, 8)), ("t10k", slice(8, 12))):
+        (mnist / f"{part}-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(grey[rows])))
+        (mnist / f"{part}-labels-idx1-ubyte").write_bytes(idx(labels[rows]))
+    train, test = load_signals(mnist, 2, 1)
+    assert test is not None and np.array_equal(np.concatenate([train["values"], test["values"]])[..., 0], grey)
+    assert np.array_equal(np.concatenate([train["labels"], test["labels"]]), labels)
+    data = SignalData(train, ("coords", "signal", "label"), Share(2), heldout=test)
+    assert [b["label"].tolist() for b in data.heldout(2)] == [labels[8:10].tolist(), labels[10:].tolist()]
+
+    colour = images(12, 32, 32)
+    rows = np.concatenate([labels[:, None], colour.transpose(0, 3, 1, 2).reshape(12, -1)], 1).astype(np.uint8)
+    for i in range(2):
+        rows[5 * i : 5 * i + 5].tofile(cifar / f"data_batch_{i + 1}.bin")
+    rows[10:].tofile(cifar / "test_batch.bin")
+    train, test = load_signals(cifar, 2, 3)
+    assert test is not None and np.array_equal(train["values"], colour[:10]) and test["labels"].tolist() == [0, 1]
+    both = np.concatenate([labels[:, None] + 50, rows], 1).astype(np.uint8)  # the coarse label first
+    both[:9].tofile(fine / "train.bin")
+    both[9:].tofile(fine / "test.bin")
+    assert load_signals(fine, 2, 3)[0]["labels"].tolist() == labels[:9].tolist()
+
+    (mnist / "t10k-labels-idx1-ubyte").write_bytes(idx(labels[8:12])[:-1])
+    rows.reshape(-1)[:-1].tofile(cifar / "test_batch.bin")
+    for folder, words in ((mnist, "damaged"), (cifar, "no whole number")):
+        with pytest.raises(UserError, match=words):
+            load_signals(folder, 2, 3)
 
 
 @pytest.mark.parametrize("name, words", [
