@@ -2,7 +2,7 @@
 images of a loop of `grad`.
 
 python -m tests.benchmarks.functa step fit --model spatial_functa --width 128 --depth 6 --side 16
-python -m tests.benchmarks.functa step --ours remat=true
+python -m tests.benchmarks.functa step --ours remat=false
 """
 
 from __future__ import annotations
