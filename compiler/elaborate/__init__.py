@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from types import MappingProxyType
 
 from planform.spec import Diagnostic, GraphDef, Span, Spec, SpecError, ast, did_you_mean
@@ -62,16 +63,22 @@ def elaborate_loss(
 
 
 def elaborate_fit(
-    spec: Spec, inner: Inner, inputs: Mapping[str, TensorType], name: str = "fit", steps: int | None = None
+    spec: Spec,
+    inner: Inner,
+    inputs: Mapping[str, TensorType],
+    name: str = "fit",
+    steps: int | None = None,
+    metrics: Mapping[str, ast.Body] = MappingProxyType({}),
 ) -> Graph:
-    """The IR of an inner loop by itself: from data tensors to its variable's fitted value, and `loss`, that of each
-    entry of the batch then. `steps` in place of those written. Raises: SpecError."""
+    """The IR of an inner loop by itself: from data tensors to its variable's fitted value, and then `loss` and metrics
+    of each entry of the batch. `steps` in place of those written. Raises: SpecError."""
     e = _for_training(spec, name, training=False)
     load_extensions()
     with _bounded(inner.loss.span):
         _give(e, inputs)
         fitted = fit(e, inner, steps)
-        return e.builder.finish({inner.variable: fitted, "loss": inner_loss(e, inner, fitted)})
+        measured = {key: inner_loss(e, replace(inner, loss=body), fitted) for key, body in metrics.items()}
+        return e.builder.finish({inner.variable: fitted, "loss": inner_loss(e, inner, fitted), **measured})
 
 
 def _for_training(spec: Spec, name: str, training: bool) -> Elaborator:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -262,33 +262,39 @@ class Mse(Reduce):
 @dataclass(frozen=True)
 class Psnr(Op):
     """Peak signal-to-noise ratio in dB: 10 log10(peak^2 / mean squared error) of each entry of the first dim (each
-    image), averaged over them. `peak` is the largest value a signal takes."""
+    image), averaged over them, or `apart`. `peak` is the largest value a signal takes."""
 
     name: ClassVar[str] = "psnr"
     family: ClassVar[str] = "loss"
     tensors: ClassVar[tuple[str, ...]] = ("x", "y")
     training_only: ClassVar[bool] = True
     peak: float = 1.0
+    apart: bool = False
+
+    def each(self, dim: str, *inputs: TensorType) -> Op:
+        return replace(self, apart=inputs[0].rank > 0 and inputs[0].names[0] == dim)
 
     def infer(self, *inputs: TensorType) -> TensorType:
         if inputs[0].rank < 2:
             raise TypeMismatch(f"`psnr` needs signals [batch, ..], not {inputs[0]}")
-        return Mse(inputs[0].dims).infer(*inputs)
+        return Mse(inputs[0].dims[1:] if self.apart else inputs[0].dims).infer(*inputs)
 
     def reference(self, at: At, *arrays: np.ndarray) -> np.ndarray:
         x, y = arrays
         error = np.square(x - align(y, at.inputs[1], at.inputs[0].dims))
-        return np.mean(10 * np.log10(self.peak**2 / np.mean(error, axis=tuple(range(1, x.ndim)))))
+        decibels = 10 * np.log10(self.peak**2 / np.mean(error, axis=tuple(range(1, x.ndim))))
+        return decibels if self.apart else np.mean(decibels)
 
     def decompose(self, b: Builder, *values: Value) -> Any:
         error = b.emit(Mse(values[0].type.dims[1:]), *values)
         decibels = b.emit(Mul(), b.emit(Log(), error), number(b, -10 / math.log(10)))
-        mean = b.emit(Mean(), decibels)
-        return b.emit(Add(), mean, number(b, 20 * math.log10(self.peak))) if self.peak != 1 else mean
+        found = decibels if self.apart else b.emit(Mean(), decibels)
+        return b.emit(Add(), found, number(b, 20 * math.log10(self.peak))) if self.peak != 1 else found
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> tuple[Op, list[Any]]:
         from .sampling import floats
 
         x = TensorType("f32", (Dim("batch", 3), Dim("points", int(rng.integers(1, 6))), Dim(None, 2)))
-        return cls(float(rng.uniform(0.5, 3))), [(x, floats(rng, x)), (x, floats(rng, x))]
+        op = cls(float(rng.uniform(0.5, 3)), bool(rng.random() < 0.5))
+        return op, [(x, floats(rng, x)), (x, floats(rng, x))]

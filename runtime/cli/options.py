@@ -50,3 +50,36 @@ def label(spec: Spec) -> str:
     """`gemma2@2b`."""
     name = spec.name or spec.source.name
     return f"{name}@{spec.size}" if spec.size else name
+
+
+def one_of(option: str, value: str, choices: Sequence[str]) -> str:
+    """Raises: UserError for a value that isn't among the choices."""
+    from planform.spec import did_you_mean
+
+    from ..errors import UserError
+
+    if value not in choices:
+        help = did_you_mean(value, choices) or "one of " + ", ".join(choices)
+        raise UserError(f"{option} {value} means nothing", help=help)
+    return value
+
+
+def parse_shape(option: str, text: str, axes: int) -> tuple[int, ...]:
+    """`64` along every axis, or `64x96`. Raises: UserError."""
+    from ..errors import UserError
+
+    parts = text.lower().split("x")
+    if not all(p.isdigit() and int(p) for p in parts) or len(parts) not in (1, axes):
+        raise UserError(f"{option} {text} is no resolution", help="64, or " + "x".join(["64"] * axes))
+    sizes = tuple(int(p) for p in parts)
+    return sizes * axes if len(sizes) == 1 else sizes
+
+
+def parse_slice(option: str, text: str) -> tuple[int, int]:
+    """`0:16`. Raises: UserError."""
+    from ..errors import UserError
+
+    first, colon, end = text.partition(":")
+    if not (colon and first.isdigit() and end.isdigit() and int(first) < int(end)):
+        raise UserError(f"{option} {text} means nothing", help=f"{option} 0:16")
+    return int(first), int(end)

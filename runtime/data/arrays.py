@@ -69,16 +69,16 @@ class ArrayData:
             out = min(max(round(rows * portion), 1), rows - 1)
             order = grain.MapDataset.range(rows).shuffle(seed=SPLIT_SEED)
             self._train, self._heldout = (
-                _Rows(arrays, order[: rows - out]),
-                _Rows(arrays, order[rows - out :]),
+                Rows(arrays, order[: rows - out]),
+                Rows(arrays, order[rows - out :]),
             )
         else:
             mine = {name: (a.shape[1:], a.dtype) for name, a in arrays.items()}
             theirs = {name: (a.shape[1:], a.dtype) for name, a in heldout.items()}
             if mine != theirs:
                 raise UserError(f"the held-out arrays have other names, shapes or types than {source}")
-            self._train = _Rows(arrays, range(rows))
-            self._heldout = _Rows(heldout, range(_rows(heldout, "the held-out arrays")))
+            self._train = Rows(arrays, range(rows))
+            self._heldout = Rows(heldout, range(_rows(heldout, "the held-out arrays")))
         self.share = share
         self._source = source
         self._inputs = {name: f"{a.dtype.name}{list(a.shape[1:])}" for name, a in sorted(arrays.items())}
@@ -98,6 +98,10 @@ class ArrayData:
     def heldout(self, count: int) -> Iterator[Batch]:
         return sequential(self._heldout, self.share, count)
 
+    def part(self, split: str) -> Rows:
+        """The rows of `train` or `heldout`, in the order of their permutation."""
+        return {"train": self._train, "heldout": self._heldout}[split]
+
     def describe(self) -> dict[str, Any]:
         return {
             "kind": "arrays",
@@ -109,7 +113,7 @@ class ArrayData:
         }
 
 
-class _Rows:
+class Rows:
     """Rows of arrays as examples: example i is row order[i]."""
 
     def __init__(self, arrays: Mapping[str, np.ndarray], order: Sequence[int]) -> None:
@@ -119,8 +123,12 @@ class _Rows:
     def __len__(self) -> int:
         return len(self._order)
 
+    def order(self, indices: np.ndarray) -> np.ndarray:
+        """The rows behind examples, int64[n]."""
+        return np.asarray([self._order[int(i)] for i in indices], np.int64)
+
     def take(self, indices: np.ndarray) -> Batch:
-        rows = np.asarray([self._order[int(i)] for i in indices])
+        rows = self.order(indices)
         return {name: np.asarray(array[rows]) for name, array in self._arrays.items()}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
-from .arrays import ArrayData, load_arrays
+from .arrays import ArrayData, Rows, load_arrays
 from .formats import Signals, published
 from .source import Batch, Share
 
@@ -138,25 +138,35 @@ class SignalData:
         self.shape = tuple(signals["values"].shape[1:-1])
         self._coords = grid(*self.shape)
 
-    def _batch(self, rows: Batch) -> Batch:
+    @property
+    def labels(self) -> str | None:
+        """The field that holds labels, if they are asked for."""
+        return self._fields[2] if len(self._fields) > 2 else None
+
+    def part(self, split: str) -> Rows:
+        """The signals of `train` or `heldout` as they lie in the files."""
+        return self._rows.part(split)
+
+    def batch_of(self, rows: Batch) -> Batch:
+        """Signals from the files as points with values."""
         values = scaled(rows["values"])
         points = values.reshape(len(values), -1, values.shape[-1])
         coords = np.broadcast_to(self._coords, (len(values), *self._coords.shape))
         return dict(zip(self._fields, (coords, points, *((rows["labels"],) if "labels" in rows else ()))))
 
     def batch(self, step: int) -> Batch:
-        return self._batch(self._rows.batch(step))
+        return self.batch_of(self._rows.batch(step))
 
     def batches(self, start: int = 0) -> Iterator[Batch]:
         rows = self._rows.batches(start)
         try:
             for one in rows:
-                yield self._batch(one)
+                yield self.batch_of(one)
         finally:
             rows.close()  # type: ignore[attr-defined]
 
     def heldout(self, count: int) -> Iterator[Batch]:
-        return map(self._batch, self._rows.heldout(count))
+        return map(self.batch_of, self._rows.heldout(count))
 
     def describe(self) -> dict[str, Any]:
         return {**self._rows.describe(), "kind": "signals", "shape": list(self.shape)}

@@ -39,12 +39,13 @@ def wrong(tmp_path: Path) -> Path:
 
 COMMANDS = [
     "check", "show", "ir", "explain", "train", "eval", "export", "verify", "generate", "schema", "demo",
+    "functa encode", "functa decode",
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_shows_an_example(command: str) -> None:
-    found = run(command, "--help")
+    found = run(*command.split(), "--help")
     assert found.exit_code == 0 and f"Example: planform {command}" in found.output
 
 

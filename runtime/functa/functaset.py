@@ -1,0 +1,179 @@
+"""Functasets: latents on disk, with what they are of and the field that reads them.
+
+functaset.json              what it is, and the statistics of its latents; written last
+encoding.json               what is being encoded, until then
+train-00000.safetensors     `latent`, `index` (the signal's row in its source), `labels` where there are some, and
+heldout-00000.safetensors   `loss` and the metrics of each
+field/                      the field: a run's folder, without its optimizer
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from ..errors import UserError
+
+FILE, UNFINISHED, FIELD = "functaset.json", "encoding.json", "field"
+VERSION = 1
+SPLITS = ("train", "heldout")
+
+Arrays = dict[str, np.ndarray]
+
+
+def shard_name(split: str, number: int) -> str:
+    return f"{split}-{number:05}.safetensors"
+
+
+def is_functaset(folder: str | Path) -> bool:
+    return (Path(folder) / FILE).is_file()
+
+
+@dataclass(frozen=True)
+class Functaset:
+    """A functaset that is whole; `told` is its description."""
+
+    folder: Path
+    told: Mapping[str, Any]
+
+    @staticmethod
+    def open(folder: str | Path) -> Functaset:
+        """Raises: UserError where there is none, it isn't finished, or it is damaged."""
+        folder = Path(folder)
+        if not is_functaset(folder):
+            unfinished = (folder / UNFINISHED).is_file()
+            raise UserError(
+                f"{folder} is {'a functaset that is not finished' if unfinished else 'no functaset'}",
+                help="the same `planform functa encode` goes on with it" if unfinished
+                else "planform functa encode RUN --out FOLDER makes one",
+            )  # fmt: skip
+        told = _read_json(folder / FILE)
+        if told.get("version") != VERSION:
+            raise UserError(f"{folder} was written by another version of this program", help="encode it again")
+        return Functaset(folder, told)
+
+    def rows(self, split: str) -> int:
+        return int(self.told["splits"][split]["rows"])
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.told["latent"]["shape"])
+
+    @cached_property
+    def statistics(self) -> tuple[np.ndarray, np.ndarray]:
+        """(mean, standard deviation) of each feature over the training latents."""
+        s = self.told["statistics"]
+        return np.asarray(s["mean"], np.float32), np.asarray(s["std"], np.float32)
+
+    def read(self, split: str, names: Sequence[str] = ("latent",)) -> Arrays:
+        """Arrays of a split in the order of its signals. Raises: UserError for a shard that is missing or damaged."""
+        parts: dict[str, list[np.ndarray]] = {n: [] for n in names}
+        for number in range(self.told["splits"][split]["shards"]):
+            shard = read_shard(self.folder / shard_name(split, number), names)
+            for n in names:
+                parts[n].append(shard[n])
+        found = {n: np.concatenate(p) for n, p in parts.items() if p}
+        if found and len(next(iter(found.values()))) != self.rows(split):
+            raise UserError(f"{self.folder} lacks some of its {self.rows(split)} {split} latents", help="encode again")
+        return found
+
+    def normalised(self, latents: np.ndarray) -> np.ndarray:
+        mean, std = self.statistics
+        return (latents - mean) / std
+
+    def restored(self, latents: np.ndarray) -> np.ndarray:
+        """Latents as the field takes them, from normalised ones."""
+        mean, std = self.statistics
+        return (latents * std + mean).astype(np.float32)
+
+
+def read_shard(file: Path, names: Sequence[str] | None = None) -> Arrays:
+    """Raises: UserError."""
+    try:
+        with safe_open(file, "np") as f:
+            there = list(f.keys())
+            missing = [n for n in names or () if n not in there]
+            if missing:
+                raise UserError(f"{file} has no `{missing[0]}`", help=f"it has {', '.join(there)}")
+            return {n: f.get_tensor(n) for n in names or there}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file} is missing or damaged: {error}", help="remove it and encode again") from error
+
+
+def shard_rows(file: Path) -> int | None:
+    """How many latents a shard holds, from its header alone; None where it isn't whole."""
+    try:
+        with safe_open(file, "np") as f:
+            return int(f.get_slice("latent").get_shape()[0])
+    except (SafetensorError, OSError):
+        return None
+
+
+def write_shard(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """All of it or nothing: a kill leaves no half of a file under its name. Raises: UserError."""
+    beside = file.with_name(f".{file.name}.part")
+    try:
+        with open(beside, "wb") as f:
+            f.write(save({n: np.ascontiguousarray(a) for n, a in arrays.items()}))
+            os.fsync(f.fileno())
+        beside.replace(file)
+    except OSError as error:
+        raise UserError(f"can't write in {file.parent}: {error.strerror or error}") from error
+
+
+def write_json(file: Path, told: Mapping[str, Any]) -> None:
+    """All of it or nothing. Raises: UserError."""
+    beside = file.with_name(f".{file.name}.part")
+    try:
+        beside.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+        beside.replace(file)
+    except OSError as error:
+        raise UserError(f"can't write in {file.parent}: {error.strerror or error}") from error
+
+
+def begin(folder: Path, plan: Mapping[str, Any]) -> None:
+    """Makes the folder, or goes on with one that was begun by the same plan. Raises: UserError for any other."""
+    held = next((folder / f for f in (FILE, UNFINISHED) if (folder / f).is_file()), None)
+    if held is not None:
+        theirs = _read_json(held)
+        other = [k for k in plan if theirs.get(k) != json.loads(json.dumps(plan[k]))]
+        if other:
+            raise UserError(
+                f"{folder} holds latents of another {other[0]}", help="give another folder, or remove this one"
+            )
+        return
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} holds something that isn't a functaset", help="give a folder that doesn't exist yet")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"can't write {folder}: {error.strerror or error}") from error
+    write_json(folder / UNFINISHED, plan)
+
+
+def finish(folder: Path, told: Mapping[str, Any]) -> None:
+    write_json(folder / FILE, told)
+    (folder / UNFINISHED).unlink(missing_ok=True)
+    for part in folder.glob(".*.part"):
+        part.unlink(missing_ok=True)
+    shutil.rmtree(folder / f".{FIELD}.part", ignore_errors=True)
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        told = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} is damaged: {error}", help="remove the folder and encode again") from error
+    if not isinstance(told, dict):
+        raise UserError(f"{file} is damaged", help="remove the folder and encode again")
+    return told

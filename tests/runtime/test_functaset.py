@@ -1,0 +1,162 @@
+"""Functasets: latents on disk and pictures from them; stopped, moved, damaged, and of more steps."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tests.runtime.test_fields import images, run  # noqa: F401 - fixtures: 120 blobs, 6 x 8, and a field of them
+
+from planform.runtime.data import grid
+from planform.runtime.errors import UserError
+from planform.runtime.evaluate import evaluate_run
+from planform.runtime.functa.decode import decode
+from planform.runtime.functa.encode import encode
+from planform.runtime.functa.field import Field, centres, psnr
+from planform.runtime.functa.functaset import Functaset, read_shard
+
+
+@pytest.fixture(scope="module")
+def whole(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+    folder: Path = tmp_path_factory.mktemp("latents") / "blobs"
+    encode(run, folder, batch=5, shard=16)
+    return folder
+
+
+def test_latents_are_those_that_training_measures(run: Path, whole: Path) -> None:  # noqa: F811
+    found = Functaset.open(whole)
+    assert {s: found.rows(s) for s in ("train", "heldout")} == {"train": 114, "heldout": 6}
+    assert len(list(whole.glob("train-*.safetensors"))) == 8 and found.shape == (2, 2, 4)
+    latents = found.read("heldout", ("latent", "psnr", "index"))
+    train = found.read("train", ("latent", "index"))
+    assert sorted([*train["index"], *latents["index"]]) == list(range(120))
+    measured = evaluate_run(run, overrides=("train.batch=6",), batches=1)
+    assert latents["psnr"].mean() == pytest.approx(found.told["splits"]["heldout"]["means"]["psnr"], rel=1e-5)
+    assert measured["psnr"] == pytest.approx(float(latents["psnr"].mean()), abs=0.6)  # of rows spread over batches of 8
+    normal = found.normalised(train["latent"]).reshape(-1, 4)
+    np.testing.assert_allclose(normal.mean(0), 0, atol=1e-4)
+    np.testing.assert_allclose(normal.std(0), 1, atol=1e-3)
+    np.testing.assert_allclose(found.restored(found.normalised(train["latent"])), train["latent"], atol=1e-5)
+
+
+def test_stopped_anywhere_it_goes_on(run: Path, whole: Path, tmp_path: Path) -> None:  # noqa: F811
+    """Shards that are whole stay as they are; what a kill left under another name, or cut short, is made again."""
+    folder, calls = tmp_path / "blobs", 0
+
+    def stop(done: int, total: int, speed: float) -> None:
+        nonlocal calls
+        calls += 1
+        if done >= 50:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        encode(run, folder, batch=5, shard=16, tell=stop)
+    with pytest.raises(UserError, match="not finished"):
+        Functaset.open(folder)
+    kept = sorted(folder.glob("train-*.safetensors"))
+    assert [f.name[6:11] for f in kept] == ["00000", "00001", "00002"]
+    times = [f.stat().st_mtime_ns for f in kept]
+    kept[2].write_bytes(kept[2].read_bytes()[:-40])
+    (folder / ".train-00003.safetensors.part").write_bytes(b"half")
+    first: list[int] = []
+    encode(run, folder, batch=5, shard=16, tell=lambda done, *_: first.append(done))
+    assert first[0] == 32
+    assert [f.stat().st_mtime_ns for f in kept[:2]] == times[:2]
+    for file in whole.glob("*.safetensors"):
+        ours, theirs = read_shard(folder / file.name), read_shard(file)
+        assert ours.keys() == theirs.keys() and all(np.array_equal(ours[n], theirs[n]) for n in theirs)
+    assert (folder / "functaset.json").read_text() == (whole / "functaset.json").read_text()
+    assert not list(folder.glob(".*")) and not (folder / "encoding.json").exists()
+    encode(run, folder, batch=5, shard=16, tell=lambda *_: pytest.fail("it is done already"))
+
+
+def test_others_are_refused(run: Path, whole: Path, tmp_path: Path) -> None:  # noqa: F811
+    with pytest.raises(UserError, match="another fitting"):
+        encode(run, whole, shard=16, steps=5)
+    with pytest.raises(UserError, match="another latent"):
+        encode(run, whole, shard=17)
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "a.txt").write_text("mine")
+    with pytest.raises(UserError, match="isn't a functaset"):
+        encode(run, tmp_path / "letters")
+    with pytest.raises(UserError, match="no functaset"):
+        decode(tmp_path / "letters", tmp_path / "out")
+    broken = tmp_path / "broken"
+    shutil.copytree(whole, broken)
+    (broken / "heldout-00000.safetensors").write_bytes(b"not a tensor")
+    with pytest.raises(UserError, match="damaged"):
+        decode(broken, tmp_path / "out")
+    with pytest.raises(UserError, match="a size of 1"):
+        decode(whole, tmp_path / "out", sizes=[(4,)])
+    assert not (tmp_path / "out").exists()
+
+
+def test_more_steps_fit_better(run: Path, whole: Path, tmp_path: Path) -> None:  # noqa: F811
+    one, six = (encode(run, tmp_path / str(n), steps=n) for n in (1, 6))
+    loss = [f.told["splits"]["heldout"]["means"]["loss"] for f in (one, Functaset.open(whole), six)]
+    assert loss[0] > 1.5 * loss[1] and loss[2] != pytest.approx(loss[1], rel=1e-3)
+
+
+def test_pictures(whole: Path, tmp_path: Path) -> None:
+    """From a copy that knows neither run nor signals but what it holds: the field is in it."""
+    moved = tmp_path / "moved"
+    shutil.copytree(whole, moved)
+    told = decode(moved, tmp_path / "out", sizes=[(6, 8), (24, 32)], rows=(1, 4), tile=100)
+    assert told["sizes"] == ["6x8", "24x32"] and told["rows"] == [1, 4]
+    stored = Functaset.open(moved).read("heldout", ("psnr", "index", "latent"))
+    field = Field.of_run(moved / "field")
+    large = field.render(stored["latent"][1:4], (24, 32))
+    assert large.shape == (3, 24, 32, 1)
+    for i, index in enumerate(stored["index"][1:4]):
+        with Image.open(tmp_path / "out" / "24x32" / f"heldout-{index:06}.png") as image:
+            assert image.size == (32, 24) and image.mode == "L"
+            np.testing.assert_allclose(np.asarray(image) / 255, np.clip(large[i, ..., 0], 0, 1), atol=0.003)
+        # What is cut off to make a picture of it can only come nearer.
+        assert told["psnr"]["each"][index] >= stored["psnr"][1 + i] - 1e-3
+    with Image.open(tmp_path / "out" / "heldout-24x32.png") as sheet:
+        assert sheet.size == (3 * 32 + 2 * 2, 2 * 24 + 2)
+    assert json.loads((tmp_path / "out" / "psnr.json").read_text())["psnr"]["mean"] > 15
+
+
+def test_tiles_are_the_image(whole: Path) -> None:
+    """Whatever their size, and whether the last one is full."""
+    found = Functaset.open(whole)
+    field, latents = Field.of_run(whole / "field"), found.read("heldout")["latent"]
+    direct = field.render(latents, (10, 14), tile=10**6)
+    for tile in (1, 33, 140, 300):
+        parts = list(field.tiles(latents[:2] if tile == 1 else latents, (10, 14), tile))
+        assert all(values.shape[0] * values.shape[1] <= max(tile, 1) for *_, values in parts)
+        whole_again = field.render(latents[:2] if tile == 1 else latents, (10, 14), tile)
+        np.testing.assert_allclose(whole_again, direct[: len(whole_again)], atol=1e-5)
+    np.testing.assert_array_equal(centres(np.arange(140), (10, 14)), grid(10, 14))
+
+
+def test_psnr() -> None:
+    assert psnr(np.zeros(4), np.full(4, 0.1)) == pytest.approx(20)
+    assert psnr(np.ones(4), np.ones(4)) == 200
+
+
+@pytest.mark.slow
+def test_killed_by_the_system(run: Path, whole: Path, tmp_path: Path) -> None:  # noqa: F811
+    folder = tmp_path / "killed"
+    command = [sys.executable, "-c", "from planform.runtime.cli import main; main()", "functa", "encode", str(run),
+               "--out", str(folder), "--batch", "1", "--shard", "2"]  # fmt: skip
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.time() + 120
+    while len(list(folder.glob("train-*.safetensors"))) < 3 and time.time() < deadline and child.poll() is None:
+        time.sleep(0.005)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert child.returncode == -signal.SIGKILL and not (folder / "functaset.json").exists()
+    done = subprocess.run([*command, "--json"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    ours, theirs = Functaset.open(folder).read("train"), Functaset.open(whole).read("train")
+    np.testing.assert_allclose(ours["latent"], theirs["latent"], atol=1e-5)
