@@ -130,7 +130,7 @@ Erf = _define(
     slopes=(lambda g, x, y: (2 / math.sqrt(math.pi)) * g * (-x * x).of("exp"),),
 )  # fmt: skip
 Sigmoid = _define(
-    "sigmoid", "1 / (1 + exp(-x)).", lambda x: 0.5 * (np.tanh(0.5 * x) + 1), floats=True,
+    "sigmoid", "1 / (1 + exp(-x)).", lambda x: np.exp(-np.logaddexp(0, -x)), floats=True,
     slopes=(lambda g, x, y: g * y * (1.0 - y),),
 )  # fmt: skip
 Floor = _define("floor", "The largest whole number that is at most x; its gradient is zero.", np.floor)

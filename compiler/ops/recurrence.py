@@ -92,12 +92,12 @@ class _Recurrence(Op):
     def scan(self, x: np.ndarray, log_decay: np.ndarray, first: np.ndarray, h: np.ndarray, valid: np.ndarray) -> Any:
         """(h of every entry, h after the last valid one), in float64; first, valid: bool[batch, time]. An entry that
         isn't valid hands on what it got."""
-        a = np.exp(log_decay)
+        a, root = np.exp(log_decay), np.sqrt(-np.expm1(2 * log_decay))  # sqrt(1 - a^2), near 1 as well
         out = np.empty(x.shape)
         extend = (slice(None), *[None] * (x.ndim - 2))
         for t in range(x.shape[1]):
             new = first[:, t][extend]
-            b = x[:, t] * np.where(new, 1.0, np.sqrt(1 - a[:, t] ** 2)) if self.normalise else x[:, t]
+            b = x[:, t] * np.where(new, 1.0, root[:, t]) if self.normalise else x[:, t]
             h = np.where(valid[:, t][extend], np.where(new, 0.0, a[:, t] * h) + b, h)
             out[:, t] = h
         return out, h

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from planform.compiler.ops.elementwise import Sigmoid
 from planform.compiler.types import TensorType
 
 from .registry import Emitter, Node, rule
@@ -22,8 +23,15 @@ def log_decay(m: Emitter, node: Node, x: ir.Value, rate: ir.Value) -> ir.Value:
         return (-c * np.logaddexp(0.0, a.astype(np.float64))).astype(a.dtype)
 
     if rate.const_value is not None:  # the runtime's Softplus takes as long as 20 products
-        return m.op("Mul", x, m.fold(f":-{c:g}softplus", shape, folded, rate))
-    return m.op("Mul", x, m.op("Mul", m.op("Softplus", rate), m.constant(-c)))
+        scale = m.fold(f":-{c:g}softplus", shape, folded, rate)
+    else:
+        scale = m.op("Mul", m.op("Softplus", rate), m.constant(-c))
+    made = m.made.get(x)
+    if made and isinstance(made.op, Sigmoid):
+        # The runtime's Sigmoid is right to 1e-7 of 1, not of itself: below -10 it is off by a quarter and more, and it
+        # is gates near 0 that keep a state for long.
+        return m.op("Div", scale, m.op("Add", m.op("Exp", m.op("Neg", made.inputs[0])), m.constant(1.0)))
+    return m.op("Mul", x, scale)
 
 
 @rule("linear_recurrence")
