@@ -51,7 +51,7 @@ def check(spec: Spec, mesh: Mapping[str, int] | None = None) -> list[Diagnostic]
     if spec.weights and not found.errors:  # a graph that is missing would leave its tensors without a parameter
         for format in spec.weights.values:
             try:
-                weights_map(spec, graphs, format)
+                weights_map(spec, format, graphs)
             except SpecError as e:
                 found.extend(e.diagnostics)
     batch = made.batch // made.accumulate if made else None

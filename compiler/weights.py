@@ -1,47 +1,49 @@
 """Other libraries' checkpoints: the `weights` section as a two-way map between parameters and tensors.
 
 `lm.layer[*].feed.glu.gate.weight: model.layers.*.mlp.gate_proj.weight >> "ff d -> d ff"` says where a logical
-parameter lives over there and how its layout turns into ours; read backwards, it writes their files.
+parameter lives over there and how its layout turns into ours; `name[0]` is one entry of a tensor's first dim. Read
+backwards, it writes their files.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from einops import EinopsError, rearrange
 
 from planform.spec import Diagnostic, Diagnostics, Note, Section, Span, Spec, SpecError, did_you_mean, dim_values
 
+from .configuration import Configuration
+from .elaborate import elaborate
 from .ir import Graph
 from .parameters import layers, stack_shape
 
 _ENTRY = re.compile(r'(?P<name>[^\s>]+)\s*(?:>>\s*"(?P<pattern>[^"]*)")?')
+_INDEXED = re.compile(r"(?P<name>.+)\[(?P<index>\d{1,9})\]")
 
 
 @dataclass(frozen=True)
-class Tensor:
-    """One tensor of theirs: its name, the logical parameter it holds, and the way from their layout to ours."""
+class Part:
+    """A logical parameter in a tensor of theirs, and the way from their layout to ours.
 
-    name: str
+    index  which entry of the tensor's first dim it is; None where it is all of the tensor
+    """
+
     parameter: str
     shape: tuple[int, ...]  # ours
+    index: int | None
     pattern: str | None
     sizes: Mapping[str, int]
-    span: Span | None = None
+    span: Span
 
     @property
     def their_shape(self) -> tuple[int, ...]:
-        # A broadcast zero has the shape without the memory.
-        return self.to_theirs(np.broadcast_to(np.zeros((), np.int8), self.shape)).shape
+        return self.to_theirs(_shaped(self.shape)).shape
 
     def to_ours(self, array: np.ndarray) -> np.ndarray:
-        """Raises: ValueError where the array has another shape than it should."""
-        if tuple(array.shape) != self.their_shape:
-            raise ValueError(f"`{self.name}` has shape {list(array.shape)}, expected {list(self.their_shape)}")
         return rearrange(array, self.pattern, **self._known(self.pattern, 0)) if self.pattern else array
 
     def to_theirs(self, array: np.ndarray) -> np.ndarray:
@@ -57,12 +59,37 @@ class Tensor:
 
 
 @dataclass(frozen=True)
+class Tensor:
+    """One tensor of theirs and what it holds: one parameter, or one in each entry of its first dim, in order."""
+
+    name: str
+    parts: tuple[Part, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        each = self.parts[0].their_shape
+        return each if self.parts[0].index is None else (len(self.parts), *each)
+
+    def to_ours(self, array: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+        """Each parameter with its values. Raises: ValueError where the array has another shape than it should."""
+        if tuple(array.shape) != self.shape:
+            raise ValueError(f"`{self.name}` has shape {list(array.shape)}, expected {list(self.shape)}")
+        for p in self.parts:
+            yield p.parameter, p.to_ours(array if p.index is None else array[p.index])
+
+    def to_theirs(self, get: Callable[[str], np.ndarray]) -> np.ndarray:
+        """The tensor, made of the parameters that `get` gives."""
+        arrays = [p.to_theirs(np.asarray(get(p.parameter))) for p in self.parts]
+        return arrays[0] if self.parts[0].index is None else np.stack(arrays)
+
+
+@dataclass(frozen=True)
 class WeightsMap:
     """A checked bijection between the parameters of a spec's graphs and another library's tensors."""
 
     format: str
     architecture: str | None
-    config: Mapping[str, Any]  # field -> name of a dim, or the value it must have
+    config: Configuration
     tensors: tuple[Tensor, ...]
     ignore: tuple[str, ...]
     spec: Spec
@@ -70,47 +97,27 @@ class WeightsMap:
     def by_name(self) -> dict[str, Tensor]:
         return {t.name: t for t in self.tensors}
 
-    def by_parameter(self) -> dict[str, Tensor]:
-        return {t.parameter: t for t in self.tensors}
 
-    def dims(self, config: Mapping[str, Any]) -> dict[str, int]:
-        """The dims that a configuration of theirs sets.
+def weights_map(spec: Spec, format: str, graphs: list[Graph] | None = None) -> WeightsMap:
+    """The checked map of one format: every parameter of the graphs stands in exactly one tensor or part of one, every
+    part of a tensor holds one, and every pattern turns into the parameter's shape and back.
 
-        Raises: ValueError naming the field that is missing or that the spec can't express.
-        """
-        found: dict[str, int] = {}
-        for field, want in self.config.items():
-            value = _field(config, field)
-            if value is _MISSING and isinstance(want, str) and want in self.spec.dims:
-                raise ValueError(f"config.json: `{field}`, which sets {want}, is missing")
-            if isinstance(want, str) and want in self.spec.dims:
-                if isinstance(value, bool) or not isinstance(value, int):
-                    raise ValueError(f"config.json: `{field}` sets {want} and must be a whole number, it is {value!r}")
-                if found.setdefault(want, value) != value:
-                    raise ValueError(f"config.json: `{field}` is {value}, but {want} is {found[want]} already")
-            elif value is not _MISSING and not _same(value, want):
-                raise ValueError(
-                    f"config.json: `{field}` is {value!r}, and {self.spec.name} has {_cycled(value, want)!r} built in"
-                )
-        return found
-
-    def their_config(self) -> dict[str, Any]:
-        """Their configuration of this spec at its size."""
-        sizes = dim_values(self.spec.dims, Diagnostics())
-        out: dict[str, Any] = {}
-        for field, want in self.config.items():
-            value = sizes[want] if isinstance(want, str) and want in sizes else want
-            if isinstance(want, list):
-                value = _cycled([None] * int(sizes.get("layers", len(want))), want)
-            *path, last = field.split(".")
-            place = out
-            for key in path:
-                place = place.setdefault(key, {})
-            place[last] = value
-        return out
-
-
-_MISSING = object()
+    graphs  of the spec, if they are there already
+    Raises: SpecError (PF061x) at the entry that is wrong, or naming the parameters that are left out.
+    """
+    section = spec.weights
+    if section is None or format not in section.values:
+        have = ", ".join(section.values) if section else "none"
+        raise SpecError(
+            Diagnostic(
+                "PF0610",
+                f"`{spec.name}` has no weights map for {format}; it has {have}",
+                section.span if section else Span(spec.source, 0, 1),
+            )
+        )
+    if graphs is None:
+        graphs = [elaborate(spec, g) for g in spec.graphs]
+    return _Reader(spec, section, format, graphs).read()
 
 
 def _every_layer(path: str) -> str:
@@ -118,45 +125,8 @@ def _every_layer(path: str) -> str:
     return re.sub(r"\[\d+\]", "[*]", path)
 
 
-def _field(config: Mapping[str, Any], field: str) -> Any:
-    """The value at a dotted path; a field that is null is not one that is missing."""
-    value: Any = config
-    for key in field.split("."):
-        value = value.get(key, _MISSING) if isinstance(value, Mapping) else _MISSING
-    return value
-
-
-def _cycled(value: Any, want: Any) -> Any:
-    return (
-        [want[i % len(want)] for i in range(len(value))] if isinstance(want, list) and isinstance(value, list) else want
-    )
-
-
-def _same(value: Any, want: Any) -> bool:
-    if isinstance(want, list):
-        return isinstance(value, list) and value == _cycled(value, want)
-    if isinstance(want, float) or isinstance(value, float):
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value - want) <= 1e-9 * abs(want)
-    return bool(value == want)
-
-
-def weights_map(spec: Spec, graphs: list[Graph], format: str = "huggingface") -> WeightsMap:
-    """The checked map of one format: every parameter of the graphs stands in exactly one tensor, and every
-    pattern turns into the parameter's shape and back.
-
-    Raises: SpecError (PF06xx) at the entry that is wrong, or naming the parameters that are left out.
-    """
-    section = spec.weights
-    if section is None or format not in section.values:
-        have = ", ".join(section.values) if section else "none"
-        raise SpecError(
-            Diagnostic(
-                "PF0600",
-                f"`{spec.name}` has no weights map for {format}; it has {have}",
-                section.span if section else Span(spec.source, 0, 1),
-            )
-        )
-    return _Reader(spec, section, format, graphs).read()
+def _shaped(shape: tuple[int, ...]) -> np.ndarray:
+    return np.broadcast_to(np.zeros((), np.int8), shape)  # a broadcast zero has the shape without the memory
 
 
 class _Reader:
@@ -172,29 +142,28 @@ class _Reader:
 
     def read(self) -> WeightsMap:
         values = self.section.values[self.format]
-        tensors: dict[str, Tensor] = {}
-        held: dict[str, Tensor] = {}
+        places: dict[str, Span] = {}  # of parameters, and of tensors and their entries
+        tensors: dict[str, list[Part]] = {}
         for path, text in values["tensors"].items():
             span = self.section.spans.get(f"{self.format}.tensors.{path}", self.section.span)
-            for t in self.entry(path, text, span):
-                for key, seen in ((t.name, tensors), (t.parameter, held)):
-                    if key in seen:
-                        where = seen[key].span
-                        self.add(
-                            "PF0602", f"`{key}` is mapped twice", span, [Note("first here", where)] if where else []
-                        )
-                tensors[t.name] = held[t.parameter] = t
-        missing = list(dict.fromkeys(_every_layer(p) for p in self.shapes if p not in held))
+            for name, part in self.entry(path, text, span):
+                for key in (name if part.index is None else f"{name}[{part.index}]", part.parameter):
+                    if key in places:
+                        self.add("PF0612", f"`{key}` is mapped twice", span, [Note("first here", places[key])])
+                    places.setdefault(key, span)
+                tensors.setdefault(name, []).append(part)
+        whole = [self.tensor(name, parts) for name, parts in tensors.items()]
+        missing = list(dict.fromkeys(_every_layer(p) for p in self.shapes if p not in places))
         if missing and not self.found.errors:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            self.add("PF0603", f"{self.format}: no tensor is named for `{missing[0]}`{more}", self.section.span,
+            self.add("PF0613", f"{self.format}: no tensor is named for `{missing[0]}`{more}", self.section.span,
                      help=f"{missing[0]}: their.name")  # fmt: skip
         self.found.raise_errors()
         return WeightsMap(
             self.format,
             values.get("architecture"),
-            values.get("config") or {},
-            tuple(tensors.values()),
+            Configuration(values.get("config") or {}, self.spec),
+            tuple(whole),
             tuple(values.get("ignore") or ()),
             self.spec,
         )
@@ -204,11 +173,12 @@ class _Reader:
     ) -> None:
         self.found.add(Diagnostic(code, message, span, notes=tuple(notes or ()), help=help))
 
-    def entry(self, path: str, text: str, span: Span) -> list[Tensor]:
+    def entry(self, path: str, text: str, span: Span) -> list[tuple[str, Part]]:
+        """What an entry of the section says of each layer: (the tensor's name, what it holds)."""
         m = _ENTRY.fullmatch(text.strip())
         if not m:
             self.add(
-                "PF0601",
+                "PF0611",
                 "expected a tensor's name, or a name and a layout",
                 span,
                 help='model.layers.*.mlp.up_proj.weight >> "ff d -> d ff"',
@@ -216,7 +186,7 @@ class _Reader:
             return []
         name, pattern = m["name"], m["pattern"]
         if path.count("[*]") != name.count("*"):
-            self.add("PF0601", f"`{path}` has {path.count('[*]')} `[*]`, `{name}` has {name.count('*')} `*`", span)
+            self.add("PF0611", f"`{path}` has {path.count('[*]')} `[*]`, `{name}` has {name.count('*')} `*`", span)
             return []
         shape_of = re.compile(re.escape(path).replace(re.escape("[*]"), r"\[(\d+)\]"))
         found = []
@@ -227,21 +197,46 @@ class _Reader:
             theirs = name
             for n in numbers.groups():
                 theirs = theirs.replace("*", n, 1)
-            found.append(Tensor(theirs, parameter, shape, pattern, self.sizes, span))
+            indexed = _INDEXED.fullmatch(theirs)
+            theirs, index = (indexed["name"], int(indexed["index"])) if indexed else (theirs, None)
+            found.append((theirs, Part(parameter, shape, index, pattern, self.sizes, span)))
         if not found:
             known = {_every_layer(p) for p in self.shapes}
-            self.add("PF0604", f"no parameter is called `{path}`", span, help=did_you_mean(path, known))
+            self.add("PF0614", f"no parameter is called `{path}`", span, help=did_you_mean(path, known))
         elif pattern is not None:
-            self.layout(found[0], span)
+            self.layout(found[0][1])
         return found if not self.found.errors else []
 
-    def layout(self, t: Tensor, span: Span) -> None:
+    def layout(self, part: Part) -> None:
         """A layout must lead from the parameter's shape to theirs and back again."""
         try:
-            probe = np.broadcast_to(np.zeros((), np.int8), t.shape)
-            back = t.to_ours(np.broadcast_to(np.zeros((), np.int8), t.to_theirs(probe).shape))
-            if back.shape != t.shape:
-                self.add("PF0605", f'"{t.pattern}" makes {list(back.shape)}, `{t.parameter}` is {list(t.shape)}', span)
+            back = part.to_ours(_shaped(part.their_shape)).shape
+            if back != part.shape:
+                self.add(
+                    "PF0615", f'"{part.pattern}" makes {list(back)}, `{part.parameter}` is {list(part.shape)}',
+                    part.span,
+                )  # fmt: skip
         except (EinopsError, ValueError) as e:
-            reason = str(e).strip().splitlines()[-1]
-            self.add("PF0605", f'"{t.pattern}" does not fit `{t.parameter}` {list(t.shape)}: {reason}', span)
+            reason = str(e).strip().splitlines()[-1].strip()
+            self.add(
+                "PF0615", f'"{part.pattern}" does not fit `{part.parameter}` {list(part.shape)}: {reason}', part.span
+            )
+
+    def tensor(self, name: str, parts: list[Part]) -> Tensor:
+        """A tensor is mapped whole, or in entries of its first dim that are all there and alike."""
+        entries = {p.index: p for p in parts if p.index is not None}
+        if self.found.errors or not entries:
+            return Tensor(name, tuple(parts))
+        first = parts[0]
+        if whole := next((p for p in parts if p.index is None), None):
+            self.add("PF0616", f"`{name}` is mapped whole and entry by entry", whole.span,
+                     [Note("an entry here", next(iter(entries.values())).span)])  # fmt: skip
+        elif (lost := next((i for i in range(max(entries)) if i not in entries), None)) is not None:
+            self.add("PF0616", f"nothing is mapped to `{name}[{lost}]`", entries[max(entries)].span,
+                     help="the entries of a tensor count from 0, and each holds a parameter")  # fmt: skip
+        elif other := next((p for p in parts if p.their_shape != first.their_shape), None):
+            self.add(
+                "PF0616", f"the entries of `{name}` have two shapes: {list(first.their_shape)} and "
+                f"{list(other.their_shape)}", other.span, [Note("the other here", first.span)],
+            )  # fmt: skip
+        return Tensor(name, tuple(entries[i] for i in sorted(entries)))

@@ -63,7 +63,7 @@ class Checkpoints:
         self._run = Path(folder).absolute()
         self._root = self._run / FOLDER
         self._keep = keep
-        _quiet()
+        quiet()
         self._first = jax.process_index() == 0
         self._pending: int | None = None
         self._lock: IO[str] | None = None
@@ -371,7 +371,7 @@ def _clean(root: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Keeps the storage library's log, with its tracebacks, off the terminal: a fault comes back as an
     exception."""
     log = logging.getLogger("absl")

@@ -110,18 +110,19 @@ def _entries(run: Path, graph: Graph, calibrate: Path | None) -> Entries:
     return of_run(run, graph, calibrate)
 
 
-def export_huggingface(
-    run: str | Path, folder: str | Path, step: int | None = None, overrides: Sequence[str] = ()
+def export_checkpoint(
+    run: str | Path, folder: str | Path, format: str, step: int | None = None, overrides: Sequence[str] = ()
 ) -> Path:
-    """Writes a run, or what was imported, as a checkpoint folder that transformers loads.
+    """Writes a run, or what was imported, as a checkpoint folder that another library loads: `huggingface` (that is
+    transformers) or `deepmind`.
 
-    The configuration that the weights came with is kept where the spec says nothing. Raises: UserError, SpecError.
+    What the weights came with is kept where the spec says nothing. Raises: UserError, SpecError.
     """
-    from .huggingface import export_folder
+    from .exchange import export_folder
 
-    config = read_run(run).get("imported", {}).get("config")
-    parameters = parameters_of_run(run, step)
-    return export_folder(spec_of_run(run, overrides), parameters, folder, config=config, companions=Path(run) / FOLDER)
+    imported = read_run(run).get("imported")
+    spec, parameters = spec_of_run(run, overrides), parameters_of_run(run, step)
+    return export_folder(spec, parameters, folder, format, imported=imported, companions=Path(run) / FOLDER)
 
 
 def origin(spec: Spec, overrides: Sequence[str] = ()) -> dict[str, str]:

@@ -64,6 +64,9 @@ class TensorFolder(Mapping[str, np.ndarray]):
             array: np.ndarray = f.get_tensor(name)
         return array
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._place  # a mapping's own would read the tensor
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._place)
 

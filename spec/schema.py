@@ -175,7 +175,7 @@ class WeightsFormat(_Strict):
     )
     tensors: dict[str, str] = Field(
         description="Parameter paths, `[*]` for every layer, to tensor names, with `*` for the same number; "
-        '`name >> "(h e) d -> d h e"` where the layout differs.'
+        '`name >> "(h e) d -> d h e"` where the layout differs; `name[0]` for an entry of the first dim.'
     )
     ignore: list[str] | None = Field(None, description="Tensors of theirs that hold nothing new.")
 
@@ -207,7 +207,7 @@ class Document(_Strict):
     train: Train | None = Field(None, description="How the model learns.")
     precision: Precision | None = Field(None, description="Floating point types.")
     weights: dict[Word, WeightsFormat] | None = Field(
-        None, description="How other libraries name and lay out the parameters, by format: `huggingface`."
+        None, description="How other libraries name and lay out the parameters, by format: `huggingface`, `deepmind`."
     )
 
 

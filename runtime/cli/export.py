@@ -17,6 +17,7 @@ class Target(StrEnum):
     onnx = "onnx"
     genai = "genai"
     huggingface = "huggingface"
+    deepmind = "deepmind"
 
 
 class Weights(StrEnum):
@@ -45,7 +46,7 @@ def export(
         Target, typer.Option("--to", help="For onnxruntime; for it and onnxruntime-genai; or a checkpoint.")
     ] = Target.onnx,
     folder: Annotated[
-        Path | None, typer.Option("--out", metavar="FOLDER", help="Where to. [default: RUN/onnx, RUN/huggingface]")
+        Path | None, typer.Option("--out", metavar="FOLDER", help="Where to. [default: RUN/onnx, RUN/huggingface ..]")
     ] = None,
     graph: GraphName = None,
     overrides: Set = None,
@@ -72,16 +73,17 @@ def export(
 ) -> None:
     """Export a trained model: the model file, its weights, a contract and a fixture to check it by."""
     from ..errors import UserError
-    from ..exporting import export_huggingface, export_run
+    from ..exchange import FORMATS
+    from ..exporting import export_checkpoint, export_run
     from ..quantize import Wish
     from .console import err, out, print_json, size
 
-    if to is Target.huggingface:
-        target = export_huggingface(run, folder or run / to.value, step, tuple(overrides or ()))
+    if to.value in FORMATS:
+        target = export_checkpoint(run, folder or run / to.value, to.value, step, tuple(overrides or ()))
         if as_json:
             print_json({"folder": str(target)})
         else:
-            out().print(f"[bold green]✓[/] {target}: a checkpoint in Hugging Face's layout")
+            out().print(f"[bold green]✓[/] {target}: a checkpoint in {FORMATS[to.value].layout}")
         return
     wish = None
     if quantize or cache:

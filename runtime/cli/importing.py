@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import AsJson
+from .options import AsJson, Set
 
 EPILOG = "Example: planform import checkpoints/gemma-2-2b --spec gemma2 --out runs/gemma-2-2b"
 
@@ -17,19 +17,22 @@ def add(app: typer.Typer) -> None:
 
 
 def import_(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="config.json and safetensors files.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="config.json and safetensors files, or flax parameters by Orbax.")
+    ],
     spec: Annotated[str, typer.Option("--spec", metavar="SPEC", help="The spec with a `weights` map for them.")],
     out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where to; it must not exist yet.")],
+    overrides: Set = None,
     as_json: AsJson = False,
 ) -> None:
-    """Import a checkpoint: sizes from its config.json, tensors one by one."""
-    from ..huggingface import import_folder
+    """Import a checkpoint: sizes from its config.json or its shapes, tensors one by one."""
+    from ..exchange import import_folder
     from ..run import spec_of_run
     from .console import out as console
     from .console import print_json
     from .options import label
 
-    import_folder(folder, spec, out)
+    import_folder(folder, spec, out, tuple(overrides or ()))
     found = spec_of_run(out)
     if as_json:
         print_json({"folder": str(out), "spec": label(found), "dims": {n: d.span.text for n, d in found.dims.items()}})

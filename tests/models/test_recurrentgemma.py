@@ -1,4 +1,4 @@
-"""RecurrentGemma from its spec: counts, facts, and transformers' implementation where that is right."""
+"""RecurrentGemma from its spec: counts, facts, its authors' code, and transformers' where that is right."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from planform.compiler.elaborate import elaborate
 from planform.compiler.ops.attention import Attend, Rope
 from planform.compiler.ops.recurrence import Conv1d, LinearRecurrence, LogDecay
 from planform.compiler.parameters import count, initial
-from planform.runtime.exporting import export_huggingface
-from planform.runtime.huggingface import import_folder
+from planform.runtime.exchange import import_folder
+from planform.runtime.exporting import export_checkpoint
 from planform.runtime.run import parameters_of_run, spec_of_run
 from planform.runtime.tensor_files import TensorFolder
 from planform.spec import load
@@ -86,7 +86,21 @@ def test_equals_transformers_where_that_is_right(heads: int, head_dim: int, tmp_
     assert np.abs(want).max() > 5
     np.testing.assert_allclose(got, want, atol=1e-4, rtol=0)
 
-    back = export_huggingface(ours, tmp_path / "back")
+    back = export_checkpoint(ours, tmp_path / "back", "huggingface")
     a, b = TensorFolder(tmp_path / "hf"), TensorFolder(back)
     assert set(a) - set(b) <= {"model.normalizer"} and all(a[n].tobytes() == b[n].tobytes() for n in b)
     assert transformers.RecurrentGemmaForCausalLM.from_pretrained(back).config.lru_width == 72
+
+
+def test_equals_its_authors_code() -> None:
+    """Past two windows, in packed documents, an LRU wider than the model, another number of blocks than of heads."""
+    pytest.importorskip("recurrentgemma")
+    from tests.evidence.recurrentgemma import theirs
+    from tests.evidence.recurrentgemma.b_parity import given
+
+    m = theirs.model("d=32", "lru=48", "heads=4", "head_dim=8", "dims.blocks=2", "layers=3", "window=5", "vocab=60")
+    inputs = given(m)
+    assert inputs["tokens"].shape[1] > 2 * 5 and {0, 3, 5} <= set(np.flatnonzero(inputs["position"][1] == 0))
+    want = theirs.jax_logits(m, inputs)
+    assert np.abs(want).max() > 5
+    np.testing.assert_allclose(run(m.graph, m.parameters, inputs)["logits"], want, atol=1e-4, rtol=0)

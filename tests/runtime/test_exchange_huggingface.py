@@ -13,8 +13,9 @@ from planform.backends.reference import run
 from planform.compiler.elaborate import elaborate
 from planform.runtime import tensor_files
 from planform.runtime.errors import UserError
-from planform.runtime.huggingface import export_folder, import_folder, read_config
-from planform.runtime.run import parameters_of_run, spec_of_run
+from planform.runtime.exchange import export_folder, import_folder
+from planform.runtime.exchange.huggingface import fit
+from planform.runtime.run import parameters_of_run, read_run, spec_of_run
 from planform.runtime.tensor_files import TensorFolder
 
 torch = pytest.importorskip("torch")
@@ -51,7 +52,7 @@ def test_round_trip_is_bit_identical(theirs: Path, tmp_path: Path, monkeypatch: 
         spec_of_run(ours),
         parameters_of_run(ours),
         tmp_path / "back",
-        config=read_config(theirs),
+        imported=read_run(ours)["imported"],
         companions=ours / "tokenizer",
     )
     assert bits(back) == bits(theirs)
@@ -77,11 +78,10 @@ def test_logits_of_an_imported_checkpoint(tmp_path: Path) -> None:
 
 def test_a_known_size_is_recognised(tmp_path: Path) -> None:
     from planform.compiler.weights import weights_map
-    from planform.runtime.huggingface import fit
     from planform.spec import load
 
     nine = load("gemma2", "9b")
-    spec, overrides, _ = fit("gemma2", weights_map(nine, [elaborate(nine)]).their_config())
+    spec, overrides, _ = fit("gemma2", weights_map(nine, "huggingface").config.of_spec())
     assert (spec.size, overrides) == ("9b", [])
 
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from planform.backends import onnx, xla
 from planform.compiler.elaborate import elaborate
-from planform.runtime.exporting import export_huggingface, export_run
-from planform.runtime.huggingface import import_folder
+from planform.runtime.exchange import import_folder
+from planform.runtime.exporting import export_checkpoint, export_run
 from planform.runtime.run import parameters_of_run, spec_of_run
 from planform.runtime.tensor_files import TensorFolder
 from tests.evidence import row
@@ -96,7 +96,7 @@ def round_trip() -> tuple[Any, bool]:
             theirs = Path(scratch) / "hf"
             model = checkpoint(theirs, dtype)
             ours = import_folder(theirs, "gemma2", Path(scratch) / "ours")
-            back = export_huggingface(ours, Path(scratch) / "back")
+            back = export_checkpoint(ours, Path(scratch) / "back", "huggingface")
             a, b = TensorFolder(theirs), TensorFolder(back)
             equal = [n for n in a if n in b and a[n].dtype == b[n].dtype and a[n].tobytes() == b[n].tobytes()]
             again = transformers.Gemma2ForCausalLM.from_pretrained(back)

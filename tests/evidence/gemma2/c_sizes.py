@@ -55,21 +55,21 @@ def random_checkpoint(folder: Path) -> tuple[int, int]:
     import ml_dtypes
 
     spec = load("gemma2", "2b")
-    weights = weights_map(spec, [elaborate(spec)])
+    weights = weights_map(spec, "huggingface")
     rng = np.random.default_rng(0)
     noise = rng.standard_normal(1 << 22).astype(ml_dtypes.bfloat16)  # random bits enough, without hours of drawing
 
     def drawn() -> Iterator[tuple[str, np.ndarray]]:
         for i, t in enumerate(weights.tensors):
-            n = int(np.prod(t.their_shape))
-            yield t.name, np.resize(np.roll(noise, i), n).reshape(t.their_shape)
+            n = int(np.prod(t.shape))
+            yield t.name, np.resize(np.roll(noise, i), n).reshape(t.shape)
 
     total = largest = 0
     with tensor_files.TensorWriter(folder) as writer:
         for name, array in drawn():
             writer.add(name, array)
             total, largest = total + array.nbytes, max(largest, array.nbytes)
-    (folder / "config.json").write_text(json.dumps(weights.their_config()))
+    (folder / "config.json").write_text(json.dumps(weights.config.of_spec()))
     return total, largest
 
 

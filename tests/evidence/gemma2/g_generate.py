@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from planform.runtime.exchange import import_folder
 from planform.runtime.exporting import export_run
 from planform.runtime.generation.model import open_decoder
 from planform.runtime.generation.sampling import Sampling, sample
 from planform.runtime.generation.writing import Rows
-from planform.runtime.huggingface import import_folder
 from tests.evidence import row
 
 from .a_parity import BASE, SHAPES, checkpoint
