@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -22,10 +23,12 @@ Arrays = dict[str, np.ndarray]
 class Model:
     """A random model: the spec, and its weights by the names of google-deepmind's flax parameters (`a/b/c`).
 
+    overrides  those that make it from the size `small`
     paper  as in the Griffin paper: no scale of the embedding, no cap of the logits
     """
 
     spec: Spec
+    overrides: tuple[str, ...]
     flat: Mapping[str, np.ndarray]
     weights: WeightsMap
     paper: bool = False
@@ -78,7 +81,7 @@ def model(*overrides: str, paper: bool = False, slow: tuple[float, float] | None
             array = rng.normal(0, 0.3, shape)
         return array.astype(np.float32)
 
-    return Model(spec, {t.name: drawn(t.name, t.shape) for t in weights.tensors}, weights, paper)
+    return Model(spec, overrides, {t.name: drawn(t.name, t.shape) for t in weights.tensors}, weights, paper)
 
 
 # -- google-deepmind's -------------------------------------------------------------------------------------------
@@ -119,6 +122,15 @@ def own_blocks(m: Model, modules: Any) -> Iterator[None]:
     built.init_cache = original.init_cache  # type: ignore[attr-defined]
     with mock.patch.object(modules, "ResidualBlock", built):
         yield
+
+
+def save(m: Model, folder: Path, dtype: str = "float32") -> Path:
+    """Saves the weights as their `save_parameters` does."""
+    import jax.numpy as jnp
+    from recurrentgemma.jax import utils
+
+    utils.save_parameters(str(folder), tree({k: jnp.asarray(v, dtype) for k, v in m.flat.items()}))
+    return folder
 
 
 def griffin(m: Model, params: Any, inputs: Mapping[str, np.ndarray]) -> Any:
