@@ -16,7 +16,9 @@ from ..ir import Builder, Value
 from ..size import Size, divide, symbol
 from ..types import Dim, TensorType, TypeMismatch
 from .contract import At, Cost, Op, Reach, StateDecl, register
-from .elementwise import Neg
+from .elementwise import Neg, Sub, number
+from .linear import Embed
+from .sequence import Iota
 from .shape import Rearrange
 
 HIDDEN = -1e30  # a score no softmax notices; finite, so that a row without keys stays finite
@@ -59,7 +61,8 @@ class Rope(Op):
         return ("position",)
 
     def mistakes(self, *inputs: TensorType) -> Mapping[str, Op | Callable[..., Value]]:
-        """Turned the other way (the sign on the wrong half); pairs of neighbours instead of halves; another base."""
+        """Turned the other way (the sign on the wrong half); pairs of neighbours instead of halves; another base; of a
+        head that is turned in part, all of it, or the other half."""
         half, rest = self.half(inputs[0]), inputs[0].rank - 1
         lead = " ".join(f"a{i}" for i in range(rest))
         found: dict[str, Op | Callable[..., Value]] = {
@@ -71,6 +74,12 @@ class Rope(Op):
             together = Rearrange(f"{lead} (two pair) -> {lead} (pair two)", (Dim("two", 2),))
             found["pairs of neighbours"] = lambda b, x, position: _named(
                 b, b.emit(together, b.emit(self, b.emit(apart, x), position)), x.type
+            )
+        if self.fraction < 1:
+            found["whole head rotated"] = replace(self, fraction=1.0)
+        if self.fraction == 0.5:
+            found["other half of the head rotated"] = lambda b, x, position: _halves_swapped(
+                b, b.emit(self, _halves_swapped(b, x), position)
             )
         return found
 
@@ -105,6 +114,15 @@ def _named(b: Builder, x: Value, type: TensorType) -> Value:
     names = " ".join(d.name or f"a{i}" for i, d in enumerate(type.dims))
     y: Value = b.emit(Rearrange(f"{names} -> {names}", tuple(d for d in type.dims if d.name)), x)
     return y
+
+
+def _halves_swapped(b: Builder, x: Value) -> Value:
+    """x with the two halves of its last dim in each other's place."""
+    lead = " ".join(f"a{i}" for i in range(x.type.rank - 1))
+    two = Dim("two", 2)
+    halves = b.emit(Rearrange(f"{lead} (two part) -> two {lead} part", (two,)), x)
+    swapped = b.emit(Embed(), b.emit(Sub(), number(b, 1), b.emit(Iota((two,)))), halves)
+    return _named(b, b.emit(Rearrange(f"two {lead} part -> {lead} (two part)", (two,)), swapped), x.type)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from ..ir import Builder, Init, Value
 from ..size import divide
 from ..types import Dim, TensorType, TypeMismatch
 from .contract import At, Cost, Op, ParameterDecl, Reach, StateDecl, register
-from .elementwise import Add, Neg, Sub, number
+from .elementwise import Add, Equal, Exp, Mul, Neg, Sqrt, Sub, Where, number
 from .linear import Embed
 from .sequence import Iota
 
@@ -147,7 +147,16 @@ class LinearRecurrence(_Recurrence):
         }
         if self.normalise:
             found["not normalised"] = replace(self, normalise=False)
+            found["a document's first entry normalised"] = self.first_normalised
         return found
+
+    def first_normalised(self, b: Builder, x: Value, log_decay: Value, position: Value) -> Value:
+        """The mistake of resetting what is carried, but not the factor of what comes in."""
+        a = b.emit(Exp(), log_decay)
+        less = b.emit(Mul(), x, b.emit(Sqrt(), b.emit(Sub(), number(b, 1.0), b.emit(Mul(), a, a))))
+        first = b.emit(Equal(), position, number(b, 0))
+        y: Value = b.emit(self, b.emit(Where(), first, less, x), log_decay, position)
+        return y
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> tuple[Op, list[Any]]:

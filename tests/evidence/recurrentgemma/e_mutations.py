@@ -11,14 +11,17 @@ from typing import Any
 from tests.evidence import row
 
 MUST = {
-    "linear_recurrence: no reset", "linear_recurrence: not normalised", "conv1d: documents run together",
+    "linear_recurrence: no reset", "linear_recurrence: a document's first entry normalised",
+    "linear_recurrence: not normalised", "conv1d: documents run together",
     "conv1d: taps reversed", "attend: window one longer", "attend: window one shorter", "attend: window dropped",
-    "rope: wrong half rotated", "log_decay: rate of the other sign", "state not carried on",
+    "rope: wrong half rotated", "rope: other half of the head rotated", "rope: whole head rotated", "log_decay: rate of the other sign", "state not carried on",
 }  # fmt: skip
 """What ports of this family have been seen to get wrong."""
 
 
-@row("recurrentgemma", "mutations", "every wrong version of the graph and of its states is caught, on XLA and on ONNX", 4)
+@row(
+    "recurrentgemma", "mutations", "every wrong version of the graph and of its states is caught, on XLA and on ONNX", 4
+)
 def mutations() -> tuple[Any, bool]:
     command = [sys.executable, "-m", "planform", "verify", "recurrentgemma@small", "--set", "window=16", "--mutate",
                "--json"]  # fmt: skip
