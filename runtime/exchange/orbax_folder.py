@@ -15,7 +15,7 @@ from ..checkpoint import quiet
 from ..errors import UserError
 
 CHUNK = 64 << 20
-"""Bytes of a piece of an array: reading an array of 625 MB takes 1.2 GB in such pieces, 2.1 GB in one."""
+"""Bytes of a piece of an array: what is held beside it while it is read and written."""
 
 
 def is_orbax(folder: Path) -> bool:

@@ -17,8 +17,8 @@ from . import theirs
 
 TOKENS = 128
 BATCHES = ((7, 40, 5), (1,), (3,))
-"""Entries of the prompts that are written at once. In a batch with longer ones theirs takes none below 4: it fills such a
-row up in front, and its convolution, once it runs on its state, sees what it was filled with."""
+"""Entries of the prompts that are written at once. In a batch with longer ones theirs takes none below 4: it fills such
+a row up in front, and its convolution, once it runs on its state, sees what it was filled with."""
 
 SHAPES = {
     "lru wider than d, window 16": ("d=64", "lru=96", "heads=4", "head_dim=16", "layers=5", "window=16"),
