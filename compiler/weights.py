@@ -1,15 +1,16 @@
 """Other libraries' checkpoints: the `weights` section as a two-way map between parameters and tensors.
 
 `lm.layer[*].feed.glu.gate.weight: model.layers.*.mlp.gate_proj.weight >> "ff d -> d ff"` says where a logical
-parameter lives over there and how its layout turns into ours; `name[0]` is one entry of a tensor's first dim. Read
-backwards, it writes their files.
+parameter lives over there and how its layout turns into ours; `name[0]` is one entry of a tensor's first dim, `name[*]`
+that of a layer. Read backwards, it writes their files.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 from einops import EinopsError, rearrange
@@ -142,18 +143,20 @@ class _Reader:
 
     def read(self) -> WeightsMap:
         values = self.section.values[self.format]
-        places: dict[str, Span] = {}  # of parameters, and of tensors and their entries
+        held: dict[str, Span] = {}  # parameter -> where it is mapped
+        filled: dict[str, Span] = {}  # tensor, or entry of one -> where it is
         tensors: dict[str, list[Part]] = {}
         for path, text in values["tensors"].items():
             span = self.section.spans.get(f"{self.format}.tensors.{path}", self.section.span)
             for name, part in self.entry(path, text, span):
-                for key in (name if part.index is None else f"{name}[{part.index}]", part.parameter):
-                    if key in places:
-                        self.add("PF0612", f"`{key}` is mapped twice", span, [Note("first here", places[key])])
-                    places.setdefault(key, span)
+                place = name if part.index is None else f"{name}[{part.index}]"
+                for key, seen in ((place, filled), (part.parameter, held)):
+                    if key in seen:
+                        self.add("PF0612", f"`{key}` is mapped twice", span, [Note("first here", seen[key])])
+                    seen.setdefault(key, span)
                 tensors.setdefault(name, []).append(part)
-        whole = [self.tensor(name, parts) for name, parts in tensors.items()]
-        missing = list(dict.fromkeys(_every_layer(p) for p in self.shapes if p not in places))
+        whole = [self.tensor(name, parts, tensors) for name, parts in tensors.items()]
+        missing = list(dict.fromkeys(_every_layer(p) for p in self.shapes if p not in held))
         if missing and not self.found.errors:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             self.add("PF0613", f"{self.format}: no tensor is named for `{missing[0]}`{more}", self.section.span,
@@ -222,8 +225,10 @@ class _Reader:
                 "PF0615", f'"{part.pattern}" does not fit `{part.parameter}` {list(part.shape)}: {reason}', part.span
             )
 
-    def tensor(self, name: str, parts: list[Part]) -> Tensor:
+    def tensor(self, name: str, parts: list[Part], others: Container[str]) -> Tensor:
         """A tensor is mapped whole, or in entries of its first dim that are all there and alike."""
+        if above := next((a for a in accumulate(name.split("/")[:-1], "{}/{}".format) if a in others), None):
+            self.add("PF0611", f"`{name}` can't lie in `{above}`, which is a tensor", parts[0].span)
         entries = {p.index: p for p in parts if p.index is not None}
         if self.found.errors or not entries:
             return Tensor(name, tuple(parts))

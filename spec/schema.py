@@ -175,7 +175,7 @@ class WeightsFormat(_Strict):
     )
     tensors: dict[str, str] = Field(
         description="Parameter paths, `[*]` for every layer, to tensor names, with `*` for the same number; "
-        '`name >> "(h e) d -> d h e"` where the layout differs; `name[0]` for an entry of the first dim.'
+        '`name >> "(h e) d -> d h e"` where the layout differs; `name[0]`, `name[*]` for an entry of the first dim.'
     )
     ignore: list[str] | None = Field(None, description="Tensors of theirs that hold nothing new.")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,18 +37,9 @@ class OrbaxFolder(Mapping[str, np.ndarray]):
                 tree = reader.metadata(folder.absolute()).item_metadata.tree
         except Exception as e:  # whatever the storage library raises
             raise self._damaged(e) from e
-        paths, _ = jax.tree_util.tree_flatten_with_path(tree)
-        self._kind: dict[str, Any] = {}
-        self._place: dict[str, tuple[str, ...]] = {}
-        for keys, kind in paths:
-            if all(isinstance(k, jax.tree_util.DictKey) for k in keys) and hasattr(kind, "shape"):
-                place = tuple(str(k.key) for k in keys)
-                self._place["/".join(place)] = place
-                self._kind["/".join(place)] = kind
-        inside = [n for n in self._place if n.startswith(root)]
-        if root and inside:
-            self._place = {n.removeprefix(root): self._place[n] for n in inside}
-            self._kind = {n.removeprefix(root): self._kind[n] for n in inside}
+        found = {"/".join(at): (at, kind) for at, kind in ocp.tree.to_flat_dict(tree).items() if hasattr(kind, "shape")}
+        inside = {name.removeprefix(root): place for name, place in found.items() if name.startswith(root)}
+        self._place: dict[str, tuple[tuple[str, ...], Any]] = inside or found
 
     def _checkpointer(self) -> ocp.Checkpointer:
         return ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
@@ -58,20 +49,17 @@ class OrbaxFolder(Mapping[str, np.ndarray]):
         return UserError(f"{self.folder} is damaged: {line}", help="copy it again")
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._kind[name].shape)
+        return tuple(self._place[name][1].shape)
 
     def __getitem__(self, name: str) -> np.ndarray:
-        place = self._place[name]
-        item, how = _nested(place, 0), _nested(place, ocp.RestoreArgs(restore_type=np.ndarray))
+        at, _ = self._place[name]
+        item, how = (ocp.tree.from_flat_dict({at: leaf}) for leaf in (0, ocp.RestoreArgs(restore_type=np.ndarray)))
         try:
             with self._checkpointer() as reader:
                 arguments = ocp.args.PyTreeRestore(item, restore_args=how, partial_restore=True)
-                found = reader.restore(self.folder.absolute(), args=arguments)
+                array: np.ndarray = ocp.tree.to_flat_dict(reader.restore(self.folder.absolute(), args=arguments))[at]
         except Exception as e:
             raise self._damaged(e) from e
-        for key in place:
-            found = found[key]
-        array: np.ndarray = found
         return array
 
     def __contains__(self, name: object) -> bool:
@@ -82,12 +70,6 @@ class OrbaxFolder(Mapping[str, np.ndarray]):
 
     def __len__(self) -> int:
         return len(self._place)
-
-
-def _nested(place: Sequence[str], leaf: Any) -> Any:
-    for key in reversed(place):
-        leaf = {key: leaf}
-    return leaf
 
 
 @dataclass(frozen=True)
@@ -116,13 +98,7 @@ def write_orbax(folder: Path, arrays: Mapping[str, Callable[[], np.ndarray]]) ->
     Raises: UserError where it can't be written.
     """
     quiet()
-    tree: dict[str, Any] = {}
-    for name, make in arrays.items():
-        *above, last = name.split("/")
-        place = tree
-        for key in above:
-            place = place.setdefault(key, {})
-        place[last] = _Lazy(make)
+    tree = ocp.tree.from_flat_dict({name: _Lazy(make) for name, make in arrays.items()}, sep="/")
     how = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK), tree)
     kinds = ocp.type_handlers.create_type_handler_registry((_Lazy, _LazyHandler()))
     inner = folder.absolute() / "new"  # what Orbax leaves beside it where it fails goes with the folder

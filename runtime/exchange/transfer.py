@@ -36,7 +36,10 @@ def import_folder(folder: str | Path, name: str, out: str | Path, overrides: Seq
     """
     folder, out = Path(folder), Path(out)
     _check_free(out)
-    format = recognise(folder)
+    try:
+        format = recognise(folder)
+    except OSError as e:
+        raise UserError(f"can't read {folder}: {e.strerror or e}") from e
     found = format.read(folder, name, overrides)
     tokenizer = _tokenizer(found.beside)
     told = {"imported": {"format": format.name, "step": 0, **found.facts}, "tokenizer": tokenizer}

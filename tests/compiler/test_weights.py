@@ -48,6 +48,40 @@ def test_entries_of_one_tensor_go_apart_and_come_together() -> None:
     assert set(parts) == set(values) and all(np.array_equal(parts[n], values[n]) for n in values)
 
 
+def test_layers_in_one_tensor_go_apart_and_come_together() -> None:
+    """As libraries have them that scan over their layers."""
+    text = """\
+planform: 1
+model: stacked
+dims: {vocab: 11, d: 6, ff: 8}
+params:
+  table: {shape: [vocab, d]}
+graphs:
+  lm:
+    inputs:
+      tokens: int[batch, time]
+    body: logits = tokens >> embed(table) >> (id + glu(ff, silu)) ^ 3 >> unembed(table)
+weights:
+  scanned:
+    tensors:
+      table: table
+      lm.layer[*].glu.gate.weight: layers/gate[*] >> "ff d -> d ff"
+      lm.layer[*].glu.up.weight: layers/up[*]
+      lm.layer[*].glu.down.weight: layers/down[*]
+"""
+    spec = load_text(text, "stacked.yaml")
+    values = initial(elaborate(spec).parameters)
+    found = weights_map(spec, "scanned").by_name()
+    assert {n: t.shape for n, t in found.items()} == {
+        "table": (11, 6), "layers/gate": (3, 8, 6), "layers/up": (3, 6, 8), "layers/down": (3, 8, 6)
+    }  # fmt: skip
+    gate = found["layers/gate"]
+    stack = np.stack([values[f"lm.layer[{i}].glu.gate.weight"].T for i in range(3)])
+    np.testing.assert_array_equal(gate.to_theirs(values.__getitem__), stack)
+    for name, array in gate.to_ours(stack):
+        np.testing.assert_array_equal(array, values[name])
+
+
 def test_sizes_come_from_their_config() -> None:
     config = read().config.of_spec()
     assert config["layer_types"] == ["sliding_attention", "full_attention"] * 2 + ["sliding_attention"]

@@ -149,6 +149,15 @@ def test_pickles_and_other_folders_are_told_apart(tmp_path: Path) -> None:
     assert (ours / "tokenizer" / "tokenizer.model").read_bytes() == b"pieces"
 
 
+def test_a_folder_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(_: Path) -> bool:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "is_file", closed)
+    with pytest.raises(UserError, match=r"can't read .*: Permission denied"):
+        import_folder(tmp_path, "recurrentgemma", tmp_path / "ours")
+
+
 def test_damage_is_told(tmp_path: Path) -> None:
     theirs = save(tmp_path / "theirs", flat())
     for file in [p for p in theirs.rglob("d/*") if p.is_file()]:
