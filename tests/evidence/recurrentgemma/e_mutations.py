@@ -21,7 +21,7 @@ MUST = {
 
 
 @row(
-    "recurrentgemma", "mutations", "every wrong version of the graph and of its states is caught, on XLA and on ONNX", 4
+    "recurrentgemma", "mutations", "every wrong version of the graph and of its states is caught, on XLA and on ONNX", 5
 )
 def mutations() -> tuple[Any, bool]:
     command = [sys.executable, "-m", "planform", "verify", "recurrentgemma@small", "--set", "window=16", "--mutate",
