@@ -1,6 +1,7 @@
 """Measures the XLA backend's training step against the hand-written one, and what compiling it costs.
 
 python -m tests.benchmarks.xla step --variants hand,ours,ours:unroll=1 --rounds 9
+python -m tests.benchmarks.xla step --size rg-t40 --variants hand,hand:chunked,ours,deepmind:LINEAR_NATIVE
 python -m tests.benchmarks.xla compile --layers 12,24,48,96
 """
 
@@ -26,14 +27,15 @@ from planform.compiler.passes.pipeline import optimise
 from planform.compiler.types import Dim, TensorType
 from planform.spec import load
 
-from .hand_jax import adamw, init, loss
+from . import hand
+from .hand.parts import adamw
 from .ratios import interval
 from .sizes import SIZES, Size
 
 
 def graph_of(s: Size) -> Graph:
-    """The training loss of the shipped Gemma 2 in these sizes, as the trainer runs it."""
-    spec = load("gemma2", "small", [f"{k}={v}" for k, v in s.dims.items()])
+    """The training loss of a shipped spec in these sizes, as the trainer runs it."""
+    spec = load(s.spec, "small", [f"{k}={v}" for k, v in s.dims.items()])
     assert spec.train is not None
     tokens = TensorType("i32", (Dim.parse("batch"), Dim.parse("time")))
     return optimise(elaborate_loss(spec, spec.train.values["loss"], {"tokens": tokens}), "xla", "training")
@@ -49,12 +51,15 @@ def products(s: Size, rows: int) -> tuple[Step, Callable[[], Any], Any]:
     shapes: dict[str, Any] = {}
     for name, p in storage(graph, Policy()).items():
         dims = p.type.shape({})[p.stacked :]
-        if len(dims) < 2:
+        if len(dims) < 2 or "conv1d" in name:
             continue
-        # The first dim is summed over, but for the projection out of the heads: its last is d.
-        inner = dims[0] * dims[1] if name.endswith("out.weight") else dims[0]
+        shape = dims
+        if not name.endswith("_gate.weight"):  # those are products side by side, one a block
+            # The first dim is summed over, but for the projection out of the heads: its last is d.
+            inner = dims[0] * dims[1] if name.endswith("attention.out.weight") else dims[0]
+            shape = (inner, int(np.prod(dims)) // inner)
         for one in p.logical:
-            shapes[one] = jax.ShapeDtypeStruct((inner, int(np.prod(dims)) // inner), jnp.float32)
+            shapes[one] = jax.ShapeDtypeStruct(shape, jnp.float32)
 
     def make() -> Any:
         return {k: np.random.default_rng(0).standard_normal(v.shape, np.float32) * 0.02 for k, v in shapes.items()}
@@ -64,10 +69,11 @@ def products(s: Size, rows: int) -> tuple[Step, Callable[[], Any], Any]:
         value = jnp.zeros(())
         made = {}
         for i, (name, w) in enumerate(params.items()):
-            x = jnp.full((rows, w.shape[0]), 1e-3 * i) + tokens[0, 0] * 1e-9
-            dy = jnp.full((rows, w.shape[1]), 2e-3 * i) + tokens[0, 1] * 1e-9
-            found = jax.lax.optimization_barrier((x @ w, dy @ w.T, x.T @ dy))
-            value = value + found[0][0, 0] + found[1][0, 0]
+            *blocks, inner, outer = w.shape
+            x = jnp.full((*blocks, rows, inner), 1e-3 * i) + tokens[0, 0] * 1e-9
+            dy = jnp.full((*blocks, rows, outer), 2e-3 * i) + tokens[0, 1] * 1e-9
+            found = jax.lax.optimization_barrier((x @ w, dy @ w.swapaxes(-1, -2), x.swapaxes(-1, -2) @ dy))
+            value = value + found[0].ravel()[0] + found[1].ravel()[0]
             made[name] = found[2]
         return (params, made, v, n), value
 
@@ -75,15 +81,20 @@ def products(s: Size, rows: int) -> tuple[Step, Callable[[], Any], Any]:
 
 
 def variant(name: str, s: Size, rows: int) -> tuple[Step, Callable[[], Any], Any]:
-    """(train step, what makes its parameters, their shapes) of `hand[:scan]`, `products`, `ours:FIELD=VALUE+..`."""
+    """(train step, what makes its parameters, their shapes) of `hand[:FORM]`, `products`, `ours:FIELD=VALUE+..`,
+    `deepmind[:SCAN]`."""
     kind, _, options = name.partition(":")
     if kind == "products":
         return products(s, rows)
     if kind == "hand":
-        scan = options == "scan"
-        fn: Step = functools.partial(loss, s, scan=scan)
-        make = functools.partial(init, s, scan)
+        fn: Step = functools.partial(hand.of(s.spec).loss, s, form=options)
+        make = functools.partial(hand.of(s.spec).init, s, options)
         shapes = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, make()))
+    elif kind == "deepmind":
+        from .peers import deepmind
+
+        fn, make = deepmind.training(s, options or deepmind.SCAN)
+        shapes = jax.eval_shape(make)
     else:
         fields = dict(o.split("=") for o in options.split("+") if o)
         policy = Policy(**{k: int(v) if v.isdigit() else v for k, v in fields.items()})  # type: ignore[arg-type]
@@ -182,7 +193,7 @@ def main() -> None:
     p.add_argument("--size", default="t40", choices=SIZES)
     p.add_argument("--batch", type=int, default=4)
     p.add_argument("--time", type=int, default=256)
-    p.add_argument("--variants", default="hand,ours", help="hand, hand:scan, products, ours, ours:FIELD=VALUE+..")
+    p.add_argument("--variants", default="hand,ours", help="hand, hand:scan, products, ours, ours:FIELD=VALUE+.., ..")
     p.add_argument("--rounds", type=int, default=9)
     p.add_argument("--steps", type=int, default=1)
     p.add_argument("--layers", help="one number, for `compile` several: 12,96")

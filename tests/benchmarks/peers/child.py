@@ -1,6 +1,6 @@
 """One contender in a process of its own: what is timed in it, as one JSON line.
 
-    python -m tests.benchmarks.peers.child NAME PATH --prompt 512 --new 24
+    python -m tests.benchmarks.peers.child NAME PATH --size m300 --threads 2 --prompt 512 --new 24
 
 With `--texts FILE --logits FILE` it writes logits instead: after the first --prompt tokens of each text, and after each
 token of the rest.
@@ -16,7 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .contenders import KINDS, Contender
+from ..sizes import SIZES
+from .contender import Contender
+from .contenders import KINDS
 
 WARM = 2
 """Steps after a prompt that aren't counted."""
@@ -49,20 +51,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("name", choices=KINDS)
     parser.add_argument("path", type=Path)
-    parser.add_argument("--vocab", type=int, required=True)
+    parser.add_argument("--size", choices=SIZES, required=True)
     parser.add_argument("--prompt", type=int, default=512)
     parser.add_argument("--new", type=int, default=24)
-    parser.add_argument("--prompts", type=int, default=1, help="how often the prompt is taken; the first isn't counted")
+    parser.add_argument("--warm", action="store_true", help="takes a prompt that isn't counted before")
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--ready", action="store_true", help="times loading: from the first import to a first token")
     parser.add_argument("--texts", type=Path, help="int32[rows, time], for --logits")
     parser.add_argument("--logits", type=Path)
     args = parser.parse_args()
     kind, _, _ = KINDS[args.name]
-    tokens = prompt(args.vocab, args.prompt)
+    size = SIZES[args.size]
+    tokens = prompt(size.vocab, args.prompt)
     room = args.prompt + args.new + WARM + 8
     begin = time.perf_counter()
-    contender = kind(args.path, args.threads)
+    contender = kind(size, args.path, args.threads)
     contender.start(room)
     told: dict[str, object] = {"load_s": time.perf_counter() - begin}
     if args.ready:
@@ -73,14 +76,11 @@ def main() -> None:
         np.save(args.logits, logits(contender, np.load(args.texts), args.prompt))
         print("{}")
         return
-    prefills = []
-    for again in range(args.prompts):
-        if again:
-            contender.start(room)
-        last = again == args.prompts - 1
-        found = contender.greedy(tokens, args.new + WARM if last and args.new else 0)
-        prefills.append(found.prefill)
-    told |= {"prefill_s": prefills[1:] or prefills, "step_s": found.steps[WARM:], "memory": peak_memory()}
+    if args.warm:
+        contender.greedy(tokens[: kind.warm], 0)
+        contender.start(room)
+    found = contender.greedy(tokens, args.new + WARM if args.new else 0)
+    told |= {"prefill_s": [found.prefill], "step_s": found.steps[WARM:], "memory": peak_memory()}
     print(json.dumps(told), flush=True)
 
 

@@ -1,10 +1,10 @@
-"""Inference beside the peers: which contenders meet in which row, and what their rounds amount to."""
+"""Inference beside the peers: what the rounds of a row amount to."""
 
 from __future__ import annotations
 
 import os
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,13 +21,21 @@ from .child import prompt
 from .contenders import KINDS
 from .models import Unavailable, built, default_folder, need, weight_bytes
 from .probes import product_rate
+from .races import RACES, Race
 
 Figure = dict[str, Any]
 Outcome = tuple[Figure, bool | str]
 
+USUAL = {"gemma2": "m300", "recurrentgemma": "rg-m300"}
+"""The size of a family whose inference is measured."""
+
+TRUTH = {"gemma2": "torch-f32", "recurrentgemma": "deepmind-f32"}
+"""Whose logits the others' are compared with."""
 AGREE = {"llama-f32": 0.05, "llama-f32-flash": 0.05}
-"""How far a float32 contender's logits may be from transformers': llama.cpp keeps its caches in float16."""
+"""How far a float32 contender's logits may be from those: llama.cpp keeps its caches in float16."""
 AGREE_ELSE = 1e-3
+IN_WINDOW = {("recurrentgemma", "torch-f32")}
+"""Compared as long as nothing is outside the window: transformers' is shorter by an entry."""
 
 LIBRARIES = ("torch", "onnxruntime")
 """Whose matrix products are taken for what the machine can give to a prompt: the faster one's."""
@@ -37,88 +45,72 @@ SMALL = "onnxruntime-int8"
 
 @dataclass(frozen=True)
 class Options:
-    """rounds, size of the model, and where everything is kept; from the environment for rows of evidence."""
+    """The family, rounds, size of the model (None: the row's own), and where everything is kept; from the environment
+    for rows of evidence, a size of another family aside."""
 
+    spec: str = "gemma2"
     rounds: int = field(default_factory=lambda: int(os.environ.get("PLANFORM_BENCH_ROUNDS", "9")))
-    size: str = field(default_factory=lambda: os.environ.get("PLANFORM_BENCH_SIZE", "m300"))
+    size: str | None = field(default_factory=lambda: os.environ.get("PLANFORM_BENCH_SIZE"))
     folder: Path = field(default_factory=default_folder)
 
+    def __post_init__(self) -> None:
+        if self.size and SIZES[self.size].spec != self.spec:
+            object.__setattr__(self, "size", None)
 
-@dataclass(frozen=True)
-class Race:
-    """One row of speed: `aim` times the fastest of the peers. What is fastest is decided by the medians.
-
-    every  contenders known to be slow, which run in each n-th round only
-    share  of the read bandwidth (decoding) that ours must reach besides
-    """
-
-    name: str
-    what: str  # "decode" or "prefill"
-    ours: tuple[str, ...]
-    peers: tuple[str, ...]
-    aim: float
-    prompt: int = 512
-    new: int = 32
-    every: dict[str, int] = field(default_factory=dict)
-    share: float | None = None
+    @property
+    def model(self) -> str:
+        """The size whose inference is measured."""
+        return self.size or USUAL[self.spec]
 
 
-RACES = [
-    Race(
-        "decode_fp32", "decode", ("ours-f32", "ours-f32-mapped"),
-        ("genai-f32", "llama-f32", "llama-f32-flash", "torch-f32", "jax-f32"),
-        0.98, share=0.9, every={"llama-f32-flash": 3, "torch-f32": 3, "jax-f32": 4},
-    ),
-    Race(
-        "decode_int4", "decode", ("ours-int4-kv8", "ours-int4"), ("genai-int4", "llama-q4_0", "llama-q4_0-flash"), 1.15,
-        new=48, every={"llama-q4_0-flash": 3},
-    ),
-    Race(
-        "decode_int8", "decode", ("ours-int8-kv8", "ours-int8", "ours-w8"), ("llama-q8_0", "llama-q8_0-flash"), 1.15,
-        new=48, every={"ours-w8": 3, "llama-q8_0-flash": 3},
-    ),
-    Race(
-        "decode_int4_4k", "decode", ("ours-int4-kv8", "ours-int4"), ("genai-int4",), 1.3, prompt=4096,
-        every={"ours-int4": 3},
-    ),
-    Race(
-        "prefill_fp32", "prefill", ("ours-f32",), ("genai-f32", "torch-f32", "llama-f32", "jax-f32"),
-        1.05, new=0, every={"llama-f32": 3, "jax-f32": 4},
-    ),
-    Race(
-        "prefill_int8", "prefill", ("ours-int8",),
-        ("genai-f32", "torch-f32", "genai-int4", "llama-q4_0", "llama-q8_0"), 2.0, new=0,
-        every={"torch-f32": 2, "genai-int4": 2, "llama-q8_0": 3, "llama-q4_0": 3},
-    ),
-]  # fmt: skip
-
-
-def race(r: Race, options: Options) -> Outcome:
-    """Runs it. Returns the figure and whether it holds."""
-    size = SIZES[options.size]
-    paths, missing = forms((*r.ours, *r.peers), options)
-    ours, peers = ([n for n in names if n in paths] for names in (r.ours, r.peers))
-    if not ours or not peers:
+def race(name: str, options: Options) -> Outcome:
+    """Runs a row of races.py. Returns the figure and whether it holds."""
+    r = RACES[options.spec][name]
+    paths, missing = forms({n: KINDS[n][1:] for n in r.contenders}, options)
+    if not set(r.ours) & set(paths) or not set(r.peers) & set(paths):
         return {"missing": missing}, "undecided"
-    asked = ["--vocab", size.vocab, "--prompt", r.prompt, "--new", r.new, "--threads", physical_cores()]
-    asked += ["--prompts", 2 if r.what == "prefill" else 1]
-    runs = {name: partial(rounds.child, "child", name, paths[name], *asked) for name in (*ours, *peers)}
+    parts = [_prompt(r, length, paths, options) for length in r.prompts]
+    figure: Figure = {"model": options.model}
+    if len(parts) == 1:
+        figure |= parts[0][0]
+    else:
+        figure |= {f"prompt of {length}": part for length, (part, _) in zip(r.prompts, parts)}
+    verdicts = [verdict for _, verdict in parts]
+    if all(n.endswith(("-f32", "-mapped", "-flash")) for n in r.contenders):
+        figure["largest difference of logits"], equal = agreement(list(paths), paths, options)
+        verdicts.append(equal)
+    if r.refused:
+        able, figure["can't run this model"] = forms({n: KINDS[n][1:] for n in r.refused}, options)
+        missing |= dict.fromkeys(able, "it takes this model by now, and isn't measured")
+    if missing:
+        figure["missing"] = figure.get("missing", {}) | missing
+        verdicts.append("undecided")
+    return figure, together(verdicts)
+
+
+def _prompt(r: Race, length: int, paths: dict[str, Path], options: Options) -> Outcome:
+    """A race after, or over, a prompt of that length."""
+    asked = ["--size", options.model, "--prompt", length, "--new", r.new, "--threads", physical_cores()]
+    asked += ["--warm"] if r.what == "prefill" else []
+    runs = {name: partial(rounds.child, "child", name, paths[name], *asked) for name in r.contenders if name in paths}
     if r.what == "prefill":
         runs |= {f"product-{n}": partial(_product, n) for n in (*LIBRARIES, SMALL)}
-    found = rounds.interleaved(f"{r.name}-{options.size}", runs, options.rounds, options.folder, r.every)
-    missing |= {name: str(row["error"]) for name, rows in found.items() for row in rows if "error" in row}
+    title = f"{r.name}-{options.model}" if len(r.prompts) == 1 else f"{r.name}-{options.model}-{length}"
+    count = -(-options.rounds // r.fewer.get(length, 1))
+    found = rounds.interleaved(title, runs, count, options.folder, r.every)
+    missing = {name: str(row["error"]) for name, rows in found.items() for row in rows if "error" in row}
     speeds = {
-        name: [(row["round"], _speed(r, row)) for row in found[name]]
-        for name in (*ours, *peers)
-        if found[name] and name not in missing
+        name: [(row["round"], _speed(r, length, row)) for row in found[name]]
+        for name in r.contenders
+        if found.get(name) and name not in missing
     }
-    ours, peers = ([n for n in names if n in speeds] for names in (ours, peers))
+    ours, peers = ([n for n in names if n in speeds] for names in (r.ours, r.peers))
     if not ours or not peers:
         return {"missing": missing}, "undecided"
     best, rival = (max(names, key=lambda n: _median(speeds[n])) for names in (ours, peers))
     ratio = interval(rounds.paired(speeds[best], speeds[rival]))
     figure: Figure = {
-        "model": options.size, "prompt": r.prompt, "ours": best, "best peer": rival,
+        "prompt": length, "ours": best, "best peer": rival,
         "ratio": rounded(ratio), "tokens_s": {n: spread([s for _, s in v]) for n, v in speeds.items()},
     }  # fmt: skip
     verdicts = [judged(*ratio[1:], aim=r.aim)]
@@ -131,53 +123,58 @@ def race(r: Race, options: Options) -> Outcome:
     else:
         peaks = {n: [row["rate"] for row in found[f"product-{n}"] if "rate" in row] for n in LIBRARIES}
         peaks = {n: rates for n, rates in peaks.items() if rates}
-        peak = max(map(_median_of, peaks.values()))
+        peak = max(map(statistics.median, peaks.values()))
+        flops = SIZES[options.model].flops
         figure["product_gflop_s"] = {n: spread(rates) for n, rates in peaks.items()}
         figure["int8_product_gop_s"] = spread([row["rate"] for row in found[f"product-{SMALL}"] if "rate" in row])
-        figure["of_product_peak"] = {n: round(_median(v) * size.flops / 1e9 / peak, 3) for n, v in speeds.items()}
+        figure["of_product_peak"] = {n: round(_median(v) * flops / 1e9 / peak, 3) for n, v in speeds.items()}
+    for title, key, scale in (("seconds to load", "load_s", 1.0), ("peak memory, MB", "memory", 1e-6)):
+        figure[title] = {n: rounded([statistics.median(row[key] for row in found[n]) * scale])[0] for n in speeds}
     figure["others' share of the processors"] = spread([row["others"] for rows in found.values() for row in rows])
-    if all(n.endswith(("-f32", "-mapped", "-flash")) for n in speeds):
-        figure["largest difference of logits"], equal = agreement(list(speeds), paths, options)
-        verdicts.append(equal)
     if missing:
         figure["missing"] = missing
         verdicts.append("undecided")
     return figure, together(verdicts)
 
 
-def forms(names: Iterable[str], options: Options) -> tuple[dict[str, Path], dict[str, str]]:
-    """(the paths of the contenders' models, why one has none)."""
+def forms(wanted: Mapping[str, tuple[str, str]], options: Options) -> tuple[dict[str, Path], dict[str, str]]:
+    """(the paths of the models by contender, why one has none); `wanted` gives each one's form and the module that it
+    needs."""
     paths: dict[str, Path] = {}
     missing: dict[str, str] = {}
-    for name in names:
-        _, form, module = KINDS[name]
+    for name, (form, module) in wanted.items():
         try:
             if module:
                 need(module)
-            paths[name] = built(options.folder, options.size, form)
+            paths[name] = built(options.folder, options.model, form)
         except Unavailable as why:
             missing[name] = str(why)
     return paths, missing
 
 
 def agreement(names: Sequence[str], paths: dict[str, Path], options: Options) -> tuple[dict[str, float], bool | str]:
-    """(how far each one's logits after a prompt of 512, and 8 tokens more, are from transformers', whether that is
-    near enough): all run the same model. Kept beside the models."""
-    size = SIZES[options.size]
-    texts = options.folder / options.size / "texts.npy"
+    """(how far each one's logits after a prompt, and after each of some tokens more, are from the family's TRUTH,
+    whether that is near enough): all run the same model. Kept beside the models."""
+    size, truth = SIZES[options.model], TRUTH[options.spec]
+    # For RecurrentGemma the tokens cross the window's end one by one.
+    length, rest = (size.window - 16, 32) if options.spec == "recurrentgemma" else (512, 8)
+    folder = options.folder / options.model
+    texts = folder / "texts.npy"
     found = {}
-    for name in dict.fromkeys(("torch-f32", *names)):
-        kept = options.folder / options.size / f"logits-{name}.npy"
+    for name in dict.fromkeys((truth, *names)):
+        kept = folder / f"logits-{name}.npy"
         if not kept.exists() and name in paths:
-            np.save(texts, prompt(size.vocab, 520)[None])
-            asked = ("--vocab", size.vocab, "--prompt", 512, "--threads", physical_cores())
+            np.save(texts, prompt(size.vocab, length + rest)[None])
+            asked = ("--size", options.model, "--prompt", length, "--threads", physical_cores())
             rounds.child("child", name, paths[name], *asked, "--texts", texts, "--logits", kept)
         if kept.exists():
             found[name] = np.load(kept)
-    truth = found.pop("torch-f32", None)
-    if truth is None:
+    expected = found.pop(truth, None)
+    if expected is None:
         return {}, "undecided"
-    off = {name: float(np.abs(logits - truth).max()) for name, logits in found.items()}
+    inside = size.window - length + 1  # logits of entries that see all of the stream
+    seen = {name: inside if (options.spec, name) in IN_WINDOW else None for name in found}
+    off = {name: float(np.abs(logits - expected)[:, : seen[name]].max()) for name, logits in found.items()}
     equal = all(d <= AGREE.get(name, AGREE_ELSE) for name, d in off.items())
     return {name: float(f"{d:.1e}") for name, d in off.items()}, equal
 
@@ -190,15 +187,14 @@ MEMORY_GROUPS = (
 
 def load_memory(options: Options) -> Outcome:
     """Seconds until a first token, and the process's peak memory after a prompt of 512 and 16 tokens."""
-    size = SIZES[options.size]
     names = [n for _, ours, peers in MEMORY_GROUPS for n in (*ours, *peers)]
-    paths, missing = forms(names, options)
-    asked = ["--vocab", size.vocab, "--prompt", 512, "--new", 16, "--threads", physical_cores(), "--ready"]
+    paths, missing = forms({n: KINDS[n][1:] for n in names}, options)
+    asked = ["--size", options.model, "--prompt", 512, "--new", 16, "--threads", physical_cores(), "--ready"]
     runs = {n: partial(rounds.child, "child", n, path, *asked) for n, path in paths.items()}
     every = {"torch-f32": 3}
-    found = rounds.interleaved(f"load_memory-{options.size}", runs, options.rounds, options.folder, every)
+    found = rounds.interleaved(f"load_memory-{options.model}", runs, options.rounds, options.folder, every)
     missing |= {n: str(row["error"]) for n, rows in found.items() for row in rows if "error" in row}
-    figure: Figure = {"model": options.size}
+    figure: Figure = {"model": options.model}
     verdicts: list[bool | str] = []
     for group, ours, peers in MEMORY_GROUPS:
         here = [n for n in (*ours, *peers) if n in found and n not in missing]
@@ -221,9 +217,9 @@ def _product(library: str) -> rounds.Result:
     return {"rate": product_rate(library, physical_cores())}
 
 
-def _speed(r: Race, row: rounds.Result) -> float:
+def _speed(r: Race, length: int, row: rounds.Result) -> float:
     """Tokens/s."""
-    return rounds.speed(row, "step_s") if r.what == "decode" else rounds.speed(row, "prefill_s", r.prompt)
+    return rounds.speed(row, "step_s") if r.what == "decode" else rounds.speed(row, "prefill_s", length)
 
 
 def _shares(rows: Sequence[rounds.Result], speeds: Sequence[tuple[int, float]], size: int) -> list[float]:
@@ -233,10 +229,6 @@ def _shares(rows: Sequence[rounds.Result], speeds: Sequence[tuple[int, float]], 
 
 def _median(values: Sequence[tuple[int, float]]) -> float:
     return statistics.median(v for _, v in values)
-
-
-def _median_of(values: Sequence[float]) -> float:
-    return statistics.median(values)
 
 
 def rounded(values: Sequence[float]) -> list[float]:

@@ -1,62 +1,23 @@
-"""The tools behind one face: load a form of the model, take a prompt, give one token after the other, greedily.
-
-Each at its own best settings: a thread a core, its fastest caches, files mapped where it can. Nothing is imported
-before it is needed, so that a process holds one tool only.
-"""
+"""The tools, each at its own best settings: a thread a core, its fastest caches, files mapped where it can."""
 
 from __future__ import annotations
 
 import json
 import os
 import time
-from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-
-@dataclass
-class Timed:
-    """Seconds of a prompt and of every token after it; the tokens."""
-
-    prefill: float
-    steps: list[float] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
-
-
-class Contender(ABC):
-    """One stream of a model. `form` names what of models.py it loads."""
-
-    def __init__(self, path: Path, threads: int) -> None:
-        """Loads the model, ready to run."""
-        self.path, self.threads = path, threads
-
-    @abstractmethod
-    def start(self, room: int) -> None:
-        """Begins a new stream with room for so many entries."""
-
-    @abstractmethod
-    def feed(self, tokens: np.ndarray) -> np.ndarray:
-        """Takes the next entries, int32[time]; returns the logits [vocab] after the last."""
-
-    def greedy(self, prompt: np.ndarray, new: int) -> Timed:
-        """Times a prompt and `new` steps after it."""
-        begin = time.perf_counter()
-        token = int(self.feed(prompt).argmax())
-        found = Timed(time.perf_counter() - begin, tokens=[token])
-        for _ in range(new):
-            begin = time.perf_counter()
-            token = int(self.feed(np.array([token], np.int32)).argmax())
-            found.steps.append(time.perf_counter() - begin)
-            found.tokens.append(token)
-        return found
+from ..sizes import Size
+from .contender import Contender, Timed
+from .deepmind import DeepmindJax, DeepmindTorch
 
 
 class Ours(Contender):
-    def __init__(self, path: Path, threads: int) -> None:
-        super().__init__(path, threads)
+    def __init__(self, size: Size, path: Path, threads: int) -> None:
+        super().__init__(size, path, threads)
         from planform.backends.onnx import Session
 
         self.session = Session(path, threads=threads)
@@ -71,8 +32,8 @@ class Ours(Contender):
 class OursMapped(Ours):
     """The weights read where the file is mapped, not laid out anew: for whoever starts often or has little memory."""
 
-    def __init__(self, path: Path, threads: int) -> None:
-        Contender.__init__(self, path, threads)
+    def __init__(self, size: Size, path: Path, threads: int) -> None:
+        Contender.__init__(self, size, path, threads)
         from planform.backends.onnx import Session
 
         self.session = Session(path, threads=threads, packed=False)
@@ -81,8 +42,8 @@ class OursMapped(Ours):
 class Genai(Contender):
     """onnxruntime-genai, with its own generator loop."""
 
-    def __init__(self, path: Path, threads: int) -> None:
-        super().__init__(path, threads)
+    def __init__(self, size: Size, path: Path, threads: int) -> None:
+        super().__init__(size, path, threads)
         import onnxruntime_genai as og
 
         self.og = og
@@ -124,8 +85,8 @@ class Llama(Contender):
 
     flash = False
 
-    def __init__(self, path: Path, threads: int) -> None:
-        super().__init__(path, threads)
+    def __init__(self, size: Size, path: Path, threads: int) -> None:
+        super().__init__(size, path, threads)
         import llama_cpp
 
         self.library = llama_cpp
@@ -151,22 +112,26 @@ class LlamaFlash(Llama):
 
 
 class Torch(Contender):
-    """transformers on torch, eager: the only one of its attentions on CPU that applies the softcap."""
+    """transformers on torch: eager where a softcap bends attention's scores, since no other of its attentions applies
+    it on a CPU; else its default, SDPA."""
 
-    def __init__(self, path: Path, threads: int) -> None:
-        super().__init__(path, threads)
+    def __init__(self, size: Size, path: Path, threads: int) -> None:
+        super().__init__(size, path, threads)
         import torch
         import transformers
 
         torch.set_num_threads(threads)
         self.torch, self.transformers = torch, transformers
-        self.model = transformers.Gemma2ForCausalLM.from_pretrained(
-            path, dtype=torch.float32, attn_implementation="eager"
+        settings = transformers.AutoConfig.from_pretrained(path)
+        self.model = transformers.AutoModelForCausalLM.from_pretrained(
+            path, dtype=torch.float32, attn_implementation=attention(settings)
         ).eval()
 
     def start(self, room: int) -> None:
         self.cache = self.transformers.DynamicCache(config=self.model.config)
         self.length = 0
+        if hasattr(self.model, "_setup_cache"):  # recurrent states live in the modules, and stay there
+            self.model._setup_cache(self.model.config, 1, self.model.device, self.model.dtype)
 
     def feed(self, tokens: np.ndarray) -> np.ndarray:
         torch = self.torch
@@ -179,21 +144,28 @@ class Torch(Contender):
         return found.logits[0, -1].numpy()
 
 
+def attention(settings: Any) -> str | None:
+    """The fastest of transformers' attentions that gives what a configuration says, None for its default."""
+    return "eager" if getattr(settings, "attn_logit_softcapping", None) else None
+
+
 class HandJax(Contender):
     """What somebody writes in JAX by hand: one compiled prefill of the prompt's length, one donated step."""
 
-    def __init__(self, path: Path, threads: int) -> None:
-        super().__init__(path, threads)
-        os.environ.setdefault("JAX_PLATFORMS", "cpu")
-        from .hand_infer import Decoder
+    warm = None
 
-        self.decoder = Decoder(path)
+    def __init__(self, size: Size, path: Path, threads: int) -> None:
+        super().__init__(size, path, threads)
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
+        from .. import hand
+
+        self.stream = hand.of(size.spec).Stream(size, path)
 
     def start(self, room: int) -> None:
-        self.decoder.start(room)
+        self.stream.start(room)
 
     def feed(self, tokens: np.ndarray) -> np.ndarray:
-        return self.decoder.feed(tokens)
+        return self.stream.feed(tokens)
 
 
 KINDS: dict[str, tuple[type[Contender], str, str]] = {
@@ -204,5 +176,7 @@ KINDS: dict[str, tuple[type[Contender], str, str]] = {
     **{f"llama-{n}-flash": (LlamaFlash, f"{n}.gguf", "llama_cpp") for n in ("f32", "q8_0", "q4_0")},
     "torch-f32": (Torch, "checkpoint", "transformers"),
     "jax-f32": (HandJax, "checkpoint", "jax"),
+    "deepmind-f32": (DeepmindJax, "checkpoint", "recurrentgemma"),
+    "deepmind-torch-f32": (DeepmindTorch, "checkpoint", "recurrentgemma"),
 }
 """By name: what runs it, the form of the model that it loads, the module that it needs."""

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ..checkpoint import tensors
+
 FORMATS = ("f32", "q8_0", "q4_0")
 
 _NAMES = {
@@ -25,7 +27,6 @@ _NAMES = {
 def write_gguf(source: Path, target: Path, format: str) -> None:
     """Writes the checkpoint `source` in one of FORMATS."""
     import gguf
-    from safetensors import safe_open
 
     kind = gguf.GGMLQuantizationType[format.upper()]
     whole = {"f32": "ALL_F32", "q8_0": "MOSTLY_Q8_0", "q4_0": "MOSTLY_Q4_0"}[format]
@@ -45,10 +46,8 @@ def write_gguf(source: Path, target: Path, format: str) -> None:
     w.add_sliding_window(config["sliding_window"])
     w.add_file_type(gguf.LlamaFileType[whole])
     _add_vocabulary(w, config["vocab_size"])
-    for file in sorted(source.glob("*.safetensors")):
-        with safe_open(file, "numpy") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 - it isn't a mapping
-                _add(w, name, tensors.get_tensor(name).astype(np.float32), kind)
+    for name, array in tensors(source):
+        _add(w, name, array, kind)
     w.write_header_to_file()
     w.write_kv_data_to_file()
     w.write_tensors_to_file()

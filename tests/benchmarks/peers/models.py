@@ -65,14 +65,14 @@ def built(folder: Path, size: str, form: str) -> Path:
         return _once(path, lambda out: _random(SIZES[size], out))
     source = built(folder.parent, size, "checkpoint")
     if form == "run":
-        return _once(path, lambda out: _planform("import", str(source), "--spec", "gemma2", "--out", str(out)))
+        return _once(path, lambda out: _planform("import", str(source), "--spec", SIZES[size].spec, "--out", str(out)))
     if form in OURS:
         run = built(folder.parent, size, "run")
         return _once(path, lambda out: _export(run, out, OURS[form]))
     if form in GENAI:
         return _once(path, lambda out: _genai(source, out, *GENAI[form]))
     if form.endswith(".gguf"):
-        return _once(path, lambda out: _gguf(source, out, form.removesuffix(".gguf")))
+        return _once(path, lambda out: _gguf(SIZES[size], source, out, form.removesuffix(".gguf")))
     raise ValueError(f"there is no form `{form}`")
 
 
@@ -115,8 +115,8 @@ def _random(size: Size, out: Path) -> None:
     import transformers
 
     torch.manual_seed(0)
-    config = transformers.Gemma2Config(**size.config, max_position_embeddings=POSITIONS)
-    transformers.Gemma2ForCausalLM(config).save_pretrained(out)
+    config = transformers.AutoConfig.for_model(size.model_type, **size.config)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(out)
     add_tokenizer(out, size.vocab)
 
 
@@ -157,10 +157,14 @@ def _genai(source: Path, out: Path, precision: str, options: dict[str, int]) -> 
         )  # fmt: skip
 
 
-def _gguf(source: Path, out: Path, format: str) -> None:
+def _gguf(size: Size, source: Path, out: Path, format: str) -> None:
     from .gguf_file import write_gguf
 
     need("gguf")
+    import gguf
+
+    if size.spec not in gguf.MODEL_ARCH_NAMES.values():
+        raise Unavailable(f"llama.cpp knows no architecture `{size.spec}`")
     write_gguf(source, out, format)
 
 

@@ -12,9 +12,10 @@ from planform.backends.onnx.session import physical_cores
 from planform.runtime.data import stdlib_corpus
 
 from ..ratios import judged, together
-from ..sizes import SIZES, TRAINED
+from ..sizes import TRAINED
 from . import rounds
 from .compare import Figure, Options, Outcome, forms
+from .contenders import KINDS
 
 PROMPT, REST, ROWS = 384, 32, 48
 SAME = {"ours": "ours-f32", "genai": "genai-f32", "llama": "llama-f32"}
@@ -30,15 +31,15 @@ GROUPS = (
 def quantisation_error(options: Options) -> Outcome:
     """The errors of our formats over the smallest of theirs."""
     names = ["torch-f32", *SAME.values(), *(n for _, ours, peers, _ in GROUPS for n in (*ours, *peers))]
-    options = Options(options.rounds, TRAINED, options.folder)
-    paths, missing = forms(names, options)
+    options = Options(size=TRAINED, folder=options.folder)
+    paths, missing = forms({n: KINDS[n][1:] for n in names}, options)
     folder = options.folder / TRAINED
     texts = held_out()
     np.save(folder / "texts.npy", texts)
     found: dict[str, np.ndarray] = {}
     for name, path in paths.items():
         kept = folder / f"logits-{name}.npy"
-        asked = ("--vocab", SIZES[TRAINED].vocab, "--prompt", PROMPT, "--threads", physical_cores())
+        asked = ("--size", TRAINED, "--prompt", PROMPT, "--threads", physical_cores())
         told = rounds.child("child", name, path, *asked, "--texts", folder / "texts.npy", "--logits", kept)
         if "error" in told:
             missing[name] = told["error"]

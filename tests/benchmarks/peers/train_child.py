@@ -1,8 +1,9 @@
 """One trainer in a process of its own: compiles a step, then makes as many as each line on standard input says.
 
-    python -m tests.benchmarks.peers.train_child hand|ours|products|torch --size t40
+    python -m tests.benchmarks.peers.train_child hand|ours|products|deepmind:SCAN|torch --size t40
 
-The first line that it prints is {"cost"} of getting ready, each other one {"seconds", "loss", "memory"} of a turn.
+The first line that it prints is {"cost"} of getting ready, "first_s" among it: tracing, compiling, and the first step.
+Each other one is {"seconds", "loss", "memory"} of a turn.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ from typing import Any
 from ..sizes import SIZES
 from .child import peak_memory
 
-NAMES = ("ours", "hand", "products", "torch")
+Step = Callable[[], float]
 
 
-def jax_step(name: str, size: str, batch: int, time_: int) -> tuple[Callable[[], float], dict[str, Any]]:
+def jax_step(variant: str, size: str, batch: int, time_: int) -> tuple[Step, dict[str, Any]]:
+    """A variant of tests.benchmarks.xla."""
     from tests.benchmarks.xla import compiled
 
-    r = compiled(name, SIZES[size], argparse.Namespace(batch=batch, time=time_), run=True)
+    r = compiled(variant, SIZES[size], argparse.Namespace(batch=batch, time=time_), run=True)
 
     def step() -> float:
         r["state"], loss = r["run"](r["state"], r["tokens"])
@@ -32,16 +34,18 @@ def jax_step(name: str, size: str, batch: int, time_: int) -> tuple[Callable[[],
     return step, r["cost"]
 
 
-def torch_step(size: str, batch: int, time_: int, threads: int) -> tuple[Callable[[], float], dict[str, Any]]:
+def torch_step(size: str, batch: int, time_: int, threads: int) -> tuple[Step, dict[str, Any]]:
     """transformers' model, eager, with torch's fused AdamW."""
     import torch
     import transformers
 
+    from .contenders import attention
+
     s = SIZES[size]
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    config = transformers.Gemma2Config(**s.config, attn_implementation="eager")
-    model = transformers.Gemma2ForCausalLM(config).train()
+    config = transformers.AutoConfig.for_model(s.model_type, **s.config)
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=attention(config)).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.01, fused=True)
     tokens = torch.randint(3, s.vocab, (batch, time_ + 1))
 
@@ -57,7 +61,7 @@ def torch_step(size: str, batch: int, time_: int, threads: int) -> tuple[Callabl
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("name", choices=NAMES)
+    parser.add_argument("name", help="torch, or a variant of tests.benchmarks.xla")
     parser.add_argument("--size", default="t40", choices=SIZES)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--time", type=int, default=256)
@@ -67,8 +71,10 @@ def main() -> None:
         step, cost = torch_step(args.size, args.batch, args.time, args.threads)
     else:
         step, cost = jax_step(args.name, args.size, args.batch, args.time)
+    begin = time.perf_counter()
     step()
-    print(json.dumps({"cost": cost}), flush=True)
+    first = time.perf_counter() - begin + cost.get("trace_s", 0.0) + cost.get("compile_s", 0.0)
+    print(json.dumps({"cost": {**cost, "first_s": round(first, 2)}}), flush=True)
     for line in sys.stdin:
         begin = time.perf_counter()
         losses = [step() for _ in range(int(line))]

@@ -1,4 +1,4 @@
-"""Training beside the peers: the same step by hand in JAX, and by transformers on torch.
+"""Training beside the peers: the same step by hand in JAX, by transformers on torch, by the model's own authors.
 
 A process a trainer, all of JAX's with the same allocator, devices and flags. They take turns, step by step; each stays
 alive between its turns. What the step's matrix products alone take at XLA's own rate is measured in every round too.
@@ -7,8 +7,10 @@ alive between its turns. What the step's matrix products alone take at XLA's own
 from __future__ import annotations
 
 import json
+import statistics
 import subprocess
 import sys
+from dataclasses import dataclass
 from typing import Any
 
 from planform.backends.onnx.session import physical_cores
@@ -19,18 +21,53 @@ from ..sizes import SIZES
 from . import rounds
 from .compare import Figure, Options, Outcome, rounded, spread
 from .models import ROOT, Unavailable, need
-from .train_child import NAMES
 
 BATCH, TIME = 4, 256
-SPEED, SHARE = 1.2, 0.8
+
+MODULES = {"torch": "transformers", "deepmind": "recurrentgemma"}
+"""What must be installed for a trainer."""
+TITLES = {"hand": "hand-written JAX", "torch": "torch", "deepmind": "recurrentgemma's JAX"}
+DEEPMIND = ("deepmind:LINEAR_NATIVE", "deepmind:ASSOCIATIVE_NATIVE")
+"""Its own choice on a CPU, which takes minutes to compile, and the other form of the recurrence that it has for one."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """The row of a family: its size, and by how much a step of ours is faster than each of these groups' fastest.
+
+    share  of the rate at which its matrix products alone would run
+    first  seconds within which the first step is made, tracing and compiling included
+    """
+
+    size: str
+    aims: tuple[tuple[tuple[str, ...], float], ...]
+    beside: tuple[str, ...] = ()
+    share: float | None = None
+    first: float | None = None
+
+    @property
+    def peers(self) -> tuple[str, ...]:
+        return (*(name for names, _ in self.aims for name in names), *self.beside)
+
+
+TRAININGS = {
+    "gemma2": Training("t40", ((("hand",), 1.2),), beside=("torch",), share=0.8),
+    "recurrentgemma": Training("rg-t40", (((*DEEPMIND, "torch"), 1.2), (("hand",), 1.0)), first=20.0),
+}
+
+
+def title(name: str) -> str:
+    """What a figure calls a trainer."""
+    kind, _, form = name.partition(":")
+    return f"{TITLES[kind]}, {form}" if form else TITLES[kind]
 
 
 class Trainer:
     """A child process that makes steps when asked. Raises: Unavailable when it can't be started."""
 
     def __init__(self, name: str, size: str) -> None:
-        if name == "torch":
-            need("transformers")
+        if module := MODULES.get(name.split(":")[0]):
+            need(module)
         given = rounds.environment()
         given = given if name == "torch" else given | cpu_environment(1, given)
         command = [sys.executable, "-m", "tests.benchmarks.peers.train_child", name, "--size", size]
@@ -64,13 +101,15 @@ class Trainer:
         self._process.wait()
 
 
-def train_step(options: Options, size: str = "t40") -> Outcome:
-    """Seconds of a step in float32, beside the hand-written one, the products alone, and torch."""
+def train_step(options: Options) -> Outcome:
+    """Seconds of a step in float32, beside the peers' and the products' alone."""
+    row = TRAININGS[options.spec]
+    size = options.size or row.size
     trainers: dict[str, Trainer] = {}
     missing: dict[str, str] = {}
     found: dict[str, list[dict[str, Any]]] = {}
     try:
-        for name in NAMES:
+        for name in ("ours", *row.peers, "products"):
             try:
                 trainers[name] = Trainer(name, size)
             except Unavailable as why:
@@ -90,20 +129,29 @@ def train_step(options: Options, size: str = "t40") -> Outcome:
     ratios = {
         name: interval([a / b for a, b in zip(seconds[name], seconds["ours"])]) for name in seconds if name != "ours"
     }
+    first = {name: t.cost["first_s"] for name, t in trainers.items() if name != "products"}
     figure: Figure = {
         "model": size, "batch": [BATCH, TIME], "seconds": {n: spread(s) for n, s in seconds.items()},
-        "speed over hand-written JAX": rounded(ratios["hand"]),
+        **{f"speed over {title(n)}": rounded(ratios[n]) for n in row.peers if n in ratios},
         "share of the products' own rate": rounded(ratios["products"]),
+        "seconds to the first step": first,
+        "peak memory, MB": {n: turns[-1]["memory"] // 10**6 for n, turns in found.items() if n != "products"},
         "last loss": {n: round(turns[-1]["loss"], 3) for n, turns in found.items() if n != "products"},
     }  # fmt: skip
-    if "torch" in ratios:
-        figure["speed over torch"] = rounded(ratios["torch"])
+    verdicts: list[bool | str] = []
+    for names, aim in row.aims:
+        here = [n for n in names if n in ratios]
+        if here:
+            rival = min(here, key=lambda n: statistics.median(seconds[n]))
+            verdicts.append(judged(*ratios[rival][1:], aim=aim))
+        if len(here) < len(names):
+            verdicts.append("undecided")
+    if row.share:
+        verdicts.append(judged(*ratios["products"][1:], aim=row.share))
+    if row.first:
+        verdicts.append(first["ours"] <= row.first)
     if missing:
         figure["missing"] = missing
-    verdicts = [
-        judged(*ratios["hand"][1:], aim=SPEED),
-        judged(*ratios["products"][1:], aim=SHARE),
-    ]
     return figure, together(verdicts)
 
 
@@ -122,7 +170,7 @@ def train_memory(options: Options) -> Outcome:
             except Unavailable as why:
                 figure.setdefault("missing", {})[name] = str(why)
                 continue
-            if trainer.cost:
+            if "temp_mb" in trainer.cost:
                 temporary[name] = trainer.cost["temp_mb"]
             trainer.close()
         figure[f"{size}: peak memory, MB"] = memory

@@ -13,7 +13,7 @@ from tests.evidence.rows import Outcome
 
 
 def measured(name: str) -> Outcome:
-    return ROWS[name](Options())
+    return ROWS["gemma2"][name](Options())
 
 
 @row(

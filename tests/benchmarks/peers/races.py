@@ -1,0 +1,90 @@
+"""The rows of speed: which contenders meet, and what ours must reach."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Race:
+    """One row: `aim` times the fastest of the peers, for each length of prompt. What is fastest is decided by the
+    medians.
+
+    beside   contenders that are measured too and decide nothing
+    refused  tools that don't take the model: tried, so that the figure says why
+    fewer    by prompt: only each n-th of the rounds
+    every    contenders known to be slow, which run in each n-th round only
+    share    of the read bandwidth (decoding) that ours must reach besides
+    """
+
+    name: str
+    what: str  # "decode" or "prefill"
+    ours: tuple[str, ...]
+    peers: tuple[str, ...]
+    aim: float
+    prompts: tuple[int, ...] = (512,)
+    new: int = 32
+    beside: tuple[str, ...] = ()
+    refused: tuple[str, ...] = ()
+    fewer: dict[int, int] = field(default_factory=dict)
+    every: dict[str, int] = field(default_factory=dict)
+    share: float | None = None
+
+    @property
+    def contenders(self) -> tuple[str, ...]:
+        return (*self.ours, *self.peers, *self.beside)
+
+
+GEMMA2 = (
+    Race(
+        "decode_fp32", "decode", ("ours-f32", "ours-f32-mapped"),
+        ("genai-f32", "llama-f32", "llama-f32-flash", "torch-f32", "jax-f32"),
+        0.98, share=0.9, every={"llama-f32-flash": 3, "torch-f32": 3, "jax-f32": 4},
+    ),
+    Race(
+        "decode_int4", "decode", ("ours-int4-kv8", "ours-int4"), ("genai-int4", "llama-q4_0", "llama-q4_0-flash"), 1.15,
+        new=48, every={"llama-q4_0-flash": 3},
+    ),
+    Race(
+        "decode_int8", "decode", ("ours-int8-kv8", "ours-int8", "ours-w8"), ("llama-q8_0", "llama-q8_0-flash"), 1.15,
+        new=48, every={"ours-w8": 3, "llama-q8_0-flash": 3},
+    ),
+    Race(
+        "decode_int4_4k", "decode", ("ours-int4-kv8", "ours-int4"), ("genai-int4",), 1.3, prompts=(4096,),
+        every={"ours-int4": 3},
+    ),
+    Race(
+        "prefill_fp32", "prefill", ("ours-f32",), ("genai-f32", "torch-f32", "llama-f32", "jax-f32"),
+        1.05, new=0, every={"llama-f32": 3, "jax-f32": 4},
+    ),
+    Race(
+        "prefill_int8", "prefill", ("ours-int8",),
+        ("genai-f32", "torch-f32", "genai-int4", "llama-q4_0", "llama-q8_0"), 2.0, new=0,
+        every={"torch-f32": 2, "genai-int4": 2, "llama-q8_0": 3, "llama-q4_0": 3},
+    ),
+)  # fmt: skip
+
+SLOW = {"deepmind-f32": 3, "deepmind-torch-f32": 3, "jax-f32": 3, "ours-f32-mapped": 3, "ours-int4-kv8": 3}
+NO_TOOL = ("genai-f32", "llama-f32")
+LONG = {4096: 2}
+PUBLIC = ("torch-f32", "deepmind-f32", "deepmind-torch-f32")
+
+RECURRENTGEMMA = (
+    Race(
+        "decode_fp32", "decode", ("ours-f32", "ours-f32-mapped"), PUBLIC, 1.3,
+        beside=("jax-f32",), refused=NO_TOOL, share=0.9, every=SLOW,
+    ),
+    Race("decode_int4", "decode", ("ours-int4", "ours-int4-kv8"), ("ours-f32",), 3.0, new=48, every=SLOW),
+    Race(
+        "prefill_fp32", "prefill", ("ours-f32",), PUBLIC, 1.25, prompts=(512, 4096), new=0,
+        beside=("jax-f32",), refused=NO_TOOL, fewer=LONG, every=SLOW,
+    ),
+    Race(
+        "prefill_int8", "prefill", ("ours-int8",), PUBLIC, 2.5, prompts=(512, 4096), new=0, fewer=LONG, every=SLOW,
+    ),
+)  # fmt: skip
+
+RACES = {
+    "gemma2": {r.name: r for r in GEMMA2},
+    "recurrentgemma": {r.name: r for r in RECURRENTGEMMA},
+}
