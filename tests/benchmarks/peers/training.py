@@ -1,7 +1,8 @@
 """Training beside the peers: the same step by hand in JAX, by transformers on torch, by the model's own authors.
 
-A process a trainer, all of JAX's with the same allocator, devices and flags. They take turns, step by step; each stays
-alive between its turns. What the step's matrix products alone take at XLA's own rate is measured in every round too.
+A process a trainer, all of JAX's with the same allocator, devices and flags. They take turns, step by step, in another
+order each round, so that nobody always comes after the same one; each stays alive between its turns. What the step's
+matrix products alone take at XLA's own rate is measured in every round too.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from planform.backends.onnx.session import physical_cores
 from planform.runtime.environment import cpu_environment
@@ -114,9 +117,9 @@ def train_step(options: Options) -> Outcome:
                 trainers[name] = Trainer(name, size)
             except Unavailable as why:
                 missing[name] = str(why)
-        order = list(trainers)
+        order = np.random.default_rng(0)
         for i in range(options.rounds):
-            for name in order[i % len(order) :] + order[: i % len(order)]:
+            for name in order.permutation(list(trainers)):
                 turn = trainers[name].turn()
                 found.setdefault(name, []).append(turn)
                 print(f"# round {i + 1}/{options.rounds} {name}: {turn}", file=sys.stderr, flush=True)
