@@ -17,7 +17,9 @@ from ..sizes import Size
 from .contender import Contender
 
 SCAN = "ASSOCIATIVE_NATIVE"
-"""Of its forms of the recurrence that run on a CPU: LINEAR_NATIVE, which AUTO takes, or this one."""
+"""Of its two forms of the recurrence that run on a CPU the better one. AUTO takes LINEAR_NATIVE, with which a training
+step of rg-t40 took 3.1 to 3.7 s where this one took 2.3 to 3.0 s in the same rounds, 6.0 GB instead of 2.3 GB, and
+minutes to compile (`python -m tests.benchmarks.xla step --size rg-t40 --variants deepmind,deepmind:LINEAR_NATIVE`)."""
 
 NAMES = {
     "temporal_pre_norm.weight": "temporal_pre_norm.scale",

@@ -1,6 +1,6 @@
 """One trainer in a process of its own: compiles a step, then makes as many as each line on standard input says.
 
-    python -m tests.benchmarks.peers.train_child hand|ours|products|deepmind:SCAN|torch --size t40
+    python -m tests.benchmarks.peers.train_child hand|ours|products|deepmind|torch --size t40
 
 The first line that it prints is {"cost"} of getting ready, "first_s" among it: tracing, compiling, and the first step.
 Each other one is {"seconds", "loss", "memory"} of a turn.

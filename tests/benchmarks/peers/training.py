@@ -30,8 +30,6 @@ BATCH, TIME = 4, 256
 MODULES = {"torch": "transformers", "deepmind": "recurrentgemma"}
 """What must be installed for a trainer."""
 TITLES = {"hand": "hand-written JAX", "torch": "torch", "deepmind": "recurrentgemma's JAX"}
-DEEPMIND = ("deepmind:LINEAR_NATIVE", "deepmind:ASSOCIATIVE_NATIVE")
-"""Its own choice on a CPU, which takes minutes to compile, and the other form of the recurrence that it has for one."""
 
 
 @dataclass(frozen=True)
@@ -55,22 +53,16 @@ class Training:
 
 TRAININGS = {
     "gemma2": Training("t40", ((("hand",), 1.2),), beside=("torch",), share=0.8),
-    "recurrentgemma": Training("rg-t40", (((*DEEPMIND, "torch"), 1.2), (("hand",), 1.0)), first=20.0),
+    "recurrentgemma": Training("rg-t40", ((("deepmind", "torch"), 1.2), (("hand",), 1.0)), first=20.0),
 }
-
-
-def title(name: str) -> str:
-    """What a figure calls a trainer."""
-    kind, _, form = name.partition(":")
-    return f"{TITLES[kind]}, {form}" if form else TITLES[kind]
 
 
 class Trainer:
     """A child process that makes steps when asked. Raises: Unavailable when it can't be started."""
 
     def __init__(self, name: str, size: str) -> None:
-        if module := MODULES.get(name.split(":")[0]):
-            need(module)
+        if name in MODULES:
+            need(MODULES[name])
         given = rounds.environment()
         given = given if name == "torch" else given | cpu_environment(1, given)
         command = [sys.executable, "-m", "tests.benchmarks.peers.train_child", name, "--size", size]
@@ -135,7 +127,7 @@ def train_step(options: Options) -> Outcome:
     first = {name: t.cost["first_s"] for name, t in trainers.items() if name != "products"}
     figure: Figure = {
         "model": size, "batch": [BATCH, TIME], "seconds": {n: spread(s) for n, s in seconds.items()},
-        **{f"speed over {title(n)}": rounded(ratios[n]) for n in row.peers if n in ratios},
+        **{f"speed over {TITLES[n]}": rounded(ratios[n]) for n in row.peers if n in ratios},
         "share of the products' own rate": rounded(ratios["products"]),
         "seconds to the first step": first,
         "peak memory, MB": {n: turns[-1]["memory"] // 10**6 for n, turns in found.items() if n != "products"},
