@@ -66,7 +66,7 @@ GEMMA2 = (
 
 SLOW = {"deepmind-f32": 3, "deepmind-torch-f32": 3, "jax-f32": 3, "ours-f32-mapped": 3, "ours-int4-kv8": 3}
 NO_TOOL = ("genai-f32", "llama-f32")
-LONG = {4096: 2}
+LONG = {4096: 3}
 PUBLIC = ("torch-f32", "deepmind-f32", "deepmind-torch-f32")
 
 RECURRENTGEMMA = (

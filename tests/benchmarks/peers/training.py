@@ -102,18 +102,18 @@ def train_step(options: Options) -> Outcome:
     size = options.size or row.size
     trainers: dict[str, Trainer] = {}
     missing: dict[str, str] = {}
-    found: dict[str, list[dict[str, Any]]] = {}
     try:
         for name in ("ours", *row.peers, "products"):
             try:
                 trainers[name] = Trainer(name, size)
             except Unavailable as why:
                 missing[name] = str(why)
+        found: dict[str, list[dict[str, Any]]] = {name: [] for name in trainers}
         order = np.random.default_rng(0)
         for i in range(options.rounds):
             for name in order.permutation(list(trainers)):
                 turn = trainers[name].turn()
-                found.setdefault(name, []).append(turn)
+                found[name].append(turn)
                 print(f"# round {i + 1}/{options.rounds} {name}: {turn}", file=sys.stderr, flush=True)
     finally:
         for t in trainers.values():

@@ -36,7 +36,7 @@ def decode_int4() -> Outcome:
     "prefill_fp32",
     "taking prompts of 512 and of 4,096 in float32 at least 1.25 x as fast as the best of transformers and "
     "recurrentgemma",
-    12,
+    7,
 )
 def prefill_fp32() -> Outcome:
     return measured("prefill_fp32")
@@ -46,7 +46,7 @@ def prefill_fp32() -> Outcome:
     "recurrentgemma",
     "prefill_int8",
     "taking prompts of 512 and of 4,096 in int8 at least 2.5 x as fast as the best of them at any precision",
-    10,
+    6,
 )
 def prefill_int8() -> Outcome:
     return measured("prefill_int8")
