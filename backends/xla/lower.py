@@ -145,7 +145,8 @@ class _Run:
         found = RULES.get(op.name)
         if found is None:
             return self.decomposed(node, arguments)
-        call = Call(op, types, tuple(v.type for v in node.outputs), self.policy, self.shared)
+        rules = within(self.rules, node.origin.path)
+        call = Call(op, types, tuple(v.type for v in node.outputs), self.policy, self.shared, self.mesh, rules)
         results = found(call, *arguments)
         if op.family in ("elementwise", "activation"):
             return results  # they keep what their operands have

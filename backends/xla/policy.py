@@ -29,7 +29,7 @@ class Policy:
     budget      layer bodies that one program may hold, those in scans counted twice: compile time grows with
                 it and with nothing else
     remat       what the backward pass recomputes: nothing, whole layers, or all but matrix products
-    recurrence  the form of linear recurrences: sequential, associative, chunked; None for the platform's fastest
+    recurrence  the form of linear recurrences: sequential, associative, kernel (TPU); None for the platform's fastest
     loss_bytes  the most that one chunk of logits may take in `linear_cross_entropy`
     """
 
@@ -38,7 +38,7 @@ class Policy:
     budget: int = 12
     remat: Literal["none", "layer", "dots"] = "none"
     compute: Literal["f32", "bf16", "f64"] = "f32"
-    recurrence: Literal["sequential", "associative", "chunked"] | None = None
+    recurrence: Literal["sequential", "associative", "kernel"] | None = None
     loss_bytes: int = 32 << 20
 
     def __post_init__(self) -> None:
@@ -46,8 +46,8 @@ class Policy:
             raise ValueError(f"remat is none, layer or dots, not {self.remat!r}")
         if self.compute not in ("f32", "bf16", "f64"):
             raise ValueError(f"compute is f32, bf16 or f64, not {self.compute!r}")
-        if self.recurrence not in (None, "sequential", "associative", "chunked"):
-            raise ValueError(f"recurrence is sequential, associative or chunked, not {self.recurrence!r}")
+        if self.recurrence not in (None, "sequential", "associative", "kernel"):
+            raise ValueError(f"recurrence is sequential, associative or kernel, not {self.recurrence!r}")
         if self.unroll is not None and self.unroll < 1:
             raise ValueError(f"unroll is at least 1, not {self.unroll}")
 

@@ -8,7 +8,9 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
+from planform.compiler.analyses.sharding import Rules, Spec, spec_for
 from planform.compiler.ops.contract import Op
 from planform.compiler.types import TensorType
 
@@ -28,7 +30,7 @@ def dtype_of(t: TensorType, policy: Policy) -> Any:
 
 @dataclass(frozen=True)
 class Call:
-    """One use of an op: the op with concrete sizes, the types around it, the policy."""
+    """One use of an op: the op with concrete sizes, the types around it, the policy, the mesh and its rules."""
 
     op: Any
     inputs: tuple[TensorType, ...]
@@ -36,6 +38,12 @@ class Call:
     policy: Policy
     shared: dict[Any, Any]
     """Values that several nodes of one program compute alike (rotary angles), by what they depend on."""
+    mesh: Mesh | None = None
+    rules: Rules = ()
+
+    def split(self, t: TensorType) -> Spec:
+        """The mesh axes that each dim of a value is split over, for rules that can't leave it to XLA."""
+        return spec_for(t, self.rules, self.mesh.axis_names if self.mesh else ())
 
     def dtype(self, t: TensorType) -> Any:
         return dtype_of(t, self.policy)
