@@ -20,39 +20,42 @@ def linear(call: Call, x: jax.Array, weight: jax.Array, *bias: jax.Array) -> jax
     if axes != tuple(range(x.ndim - len(axes), x.ndim)):
         x = jnp.moveaxis(x, axes, range(x.ndim - len(axes), x.ndim))
     rows, out = x.shape[: x.ndim - len(axes)], weight.shape[len(axes) :]
-    # One matrix for all products of an x: what the gradients keep of it is then one array too.
+    # One matrix for all products of an x: what the gradients keep of it is then one array too. But where devices share
+    # a row's entries, one dim of rows would take them to each other.
+    split = any(call.split(call.inputs[0])[1 : x.ndim - len(axes)])
     key = ("rows", id(x), len(axes))
-    _, flat = call.shared.setdefault(key, (x, x.reshape(math.prod(rows), -1)))
+    _, flat = call.shared.setdefault(key, (x, x.reshape(*(rows if split else (math.prod(rows),)), -1)))
     y = matmul(flat, weight).reshape(*rows, *out)
     return y + bias[0] if bias else y
 
 
 @jax.custom_vjp
 def matmul(x: jax.Array, w: jax.Array) -> jax.Array:
-    """x [rows, k] w [k, n] -> [rows, n], with a gradient that never transposes a wide matrix.
+    """x [.., k] w [k, n] -> [.., n], with a gradient that never transposes a wide matrix.
 
     w may have its k and n split into several dims. Left to itself, XLA sums w's gradient over [batch, time]
     of a transposed copy, and fuses into the copy what leads up to it: computed a second time, with strided
     reads. The products that the gradient is made of have gradients of the same kind.
     """
-    return lax.dot(x, w.reshape(x.shape[1], -1))
+    return lax.dot_general(x, w.reshape(x.shape[-1], -1), (((x.ndim - 1,), (0,)), ((), ())))
 
 
 @jax.custom_vjp
 def transposed(y: jax.Array, w: jax.Array) -> jax.Array:
-    """y [rows, n] w^T [n, k] -> [rows, k], for w [k, n]."""
-    return lax.dot_general(y, w, (((1,), (1,)), ((), ())))
+    """y [.., n] w^T [n, k] -> [.., k], for w [k, n]."""
+    return lax.dot_general(y, w, (((y.ndim - 1,), (1,)), ((), ())))
 
 
 @jax.custom_vjp
 def outer(x: jax.Array, y: jax.Array) -> jax.Array:
-    """x^T y for x [rows, k] and y [rows, n] -> [k, n].
+    """x^T y for x [.., k] and y [.., n] -> [k, n].
 
     A narrow x is transposed first, which the faster product wants; a wide one would cost more than it gains.
     """
-    if x.shape[1] <= y.shape[1]:
+    rows = tuple(range(x.ndim - 1))
+    if x.ndim == 2 and x.shape[1] <= y.shape[1]:
         return lax.dot(lax.optimization_barrier(x.T), y)  # else XLA folds the two together again
-    return lax.dot_general(x, y, (((0,), (0,)), ((), ())))
+    return lax.dot_general(x, y, ((rows, rows), ((), ())))
 
 
 Two = tuple[jax.Array, jax.Array]
@@ -60,7 +63,7 @@ Two = tuple[jax.Array, jax.Array]
 
 def _matmul_backward(kept: Two, dy: jax.Array) -> Two:
     x, w = kept
-    return transposed(dy, w.reshape(x.shape[1], -1)), outer(x, dy).reshape(w.shape)
+    return transposed(dy, w.reshape(x.shape[-1], -1)), outer(x, dy).reshape(w.shape)
 
 
 def _transposed_backward(kept: Two, dx: jax.Array) -> Two:
