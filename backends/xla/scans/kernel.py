@@ -211,7 +211,9 @@ def blocked(kernel: Callable[..., None], given: Sequence[Any], outs: Sequence[ja
     def spec(x: Any) -> pl.BlockSpec:
         return edge if isinstance(x, Edge) else end if x.ndim < like.ndim else stream
 
+    arrays = [flat(x) for x in given]
     shapes = [jax.ShapeDtypeStruct(flat(x).shape, x.dtype) for x in outs]
+    entries = batch * steps * tall * width
     found = pl.pallas_call(
         kernel,
         grid=(batch, -(-width // broad), steps),
@@ -219,6 +221,11 @@ def blocked(kernel: Callable[..., None], given: Sequence[Any], outs: Sequence[ja
         out_specs=[spec(x) for x in outs],
         out_shape=shapes,
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary")),
+        cost_estimate=pl.CostEstimate(
+            flops=40 * entries,  # what the compiler's schedule comes to
+            transcendentals=2 * entries,
+            bytes_accessed=sum(x.size * x.dtype.itemsize for x in (*arrays, *shapes)),
+        ),
         interpret=interpret,
-    )(*map(flat, given))
+    )(*arrays)
     return [y.reshape(x.shape) if x.ndim < like.ndim else y[:, :time].reshape(x.shape) for x, y in zip(outs, found)]
