@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -44,6 +45,10 @@ class Call:
     def split(self, t: TensorType) -> Spec:
         """The mesh axes that each dim of a value is split over, for rules that can't leave it to XLA."""
         return spec_for(t, self.rules, self.mesh.axis_names if self.mesh else ())
+
+    def devices(self, t: TensorType, axis: int) -> int:
+        """How many devices share a dim of a value."""
+        return math.prod(self.mesh.shape[name] for name in self.split(t)[axis] or ()) if self.mesh else 1
 
     def dtype(self, t: TensorType) -> Any:
         return dtype_of(t, self.policy)

@@ -37,9 +37,17 @@ def count_targets(call: Call, targets: jax.Array) -> jax.Array:
 @rule(ops.LinearCrossEntropy, floats="own")
 def linear_cross_entropy(call: Call, x: jax.Array, table: jax.Array, targets: jax.Array) -> jax.Array:
     compute, wide = DTYPES[call.policy.compute], DTYPES[call.policy.wide]
+    x, targets = apart(call, x, -2), apart(call, targets, -1)
     rows = math.prod(x.shape[:-1])
     chunks = -(-rows * table.shape[0] * jnp.dtype(wide).itemsize // call.policy.loss_bytes)
     return head(x.astype(compute), table.astype(compute), targets, call.op.softcap, divisor(x.shape[-2], chunks))
+
+
+def apart(call: Call, a: jax.Array, axis: int) -> jax.Array:
+    """[.., time, ..] as [devices, .., time / devices, ..] where devices share time, so that each goes through its own
+    rows in chunks; else a chunk would be some devices' rows, which all would have to get."""
+    n = call.devices(call.inputs[0], -2)
+    return parts(a, n, axis) if n > 1 and a.shape[axis] % n == 0 else a
 
 
 def divisor(n: int, least: int) -> int:

@@ -20,7 +20,7 @@ from planform.compiler.ops import loss as ops
 
 from ..policy import DTYPES
 from .contract import Call, rule
-from .loss import divisor, parts, wide
+from .loss import apart, divisor, parts, wide
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,12 @@ class Form:
 @rule(ops.LinearSoftCrossEntropy, floats="own")
 def linear_soft_cross_entropy(call: Call, *arrays: jax.Array) -> jax.Array:
     compute, o = DTYPES[call.policy.compute], call.op
-    x, table = arrays[:2]
+    x, table, y, other = arrays
+    x, y = apart(call, x, -2), apart(call, y, -2)
     size = 2 * math.prod(x.shape[:-1]) * table.shape[0] * jnp.dtype(DTYPES[call.policy.wide]).itemsize
     chunks = divisor(x.shape[-2], -(-size // call.policy.loss_bytes))
     form = Form(o.softcap, o.scale, o.target_softcap, o.target_scale, chunks)
-    return soft_head(form, *(a.astype(compute) for a in arrays))
+    return soft_head(form, *(a.astype(compute) for a in (x, table, y, other)))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
