@@ -79,13 +79,22 @@ def compiled(f: Any, *args: Any) -> Any:
 def packed(time: int) -> dict[str, np.ndarray]:
     """Four rows of documents: one, short ones that begin and end anywhere, one from each eighth's first entry and from
     its last, so at every device's edge."""
-    starts = ([0], [0, 1, time // 3, time // 2 + 3], range(0, time, time // 8), [0, *range(time // 8 - 1, time, time // 8)])
+    starts = (
+        [0],
+        [0, 1, time // 3, time // 2 + 3],
+        range(0, time, time // 8),
+        [0, *range(time // 8 - 1, time, time // 8)],
+    )
     first = np.zeros((4, time), np.int32)
     for row, at in zip(first, starts):
         row[list(at)] = 1
     last = np.maximum.accumulate(first * np.arange(time, dtype=np.int32), 1)
     tokens = np.random.default_rng(0).integers(0, 32, (4, time)).astype(np.int32)
-    return {"tokens": tokens, "position": np.arange(time, dtype=np.int32) - last, "document": np.cumsum(first, 1, np.int32)}
+    return {
+        "tokens": tokens,
+        "position": np.arange(time, dtype=np.int32) - last,
+        "document": np.cumsum(first, 1, np.int32),
+    }
 
 
 def model(name: str, mesh: Mesh | None, time: int, form: Any) -> Found:
@@ -100,7 +109,9 @@ def model(name: str, mesh: Mesh | None, time: int, form: Any) -> Found:
     params = initialise(graph, policy, 0, shardings(graph, policy, mesh, rules) if mesh else None)
     given: Any = packed(time)
     if mesh:
-        given = jax.device_put(given, NamedSharding(mesh, PartitionSpec(None, "seq" if time % mesh.shape["seq"] == 0 else None)))
+        given = jax.device_put(
+            given, NamedSharding(mesh, PartitionSpec(None, "seq" if time % mesh.shape["seq"] == 0 else None))
+        )
     step = compiled(jax.value_and_grad(lambda p, given: f(p, given)["loss"]), params, given)
     loss, grads = step(params, given)
     return {"loss": loss, **grads}, step.as_text()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from .sequence_run import CASES, DIMS, RUNS
+from .sequence_run import RUNS, numbers
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,26 +39,31 @@ def test_every_mesh_gives_what_one_device_gives() -> None:
     assert found["fsdp=2 tensor=2"]["share"] == 0.25
 
 
-def gathered(found: Any) -> list[list[int]]:
+def gathered(found: Any) -> list[tuple[int, ...]]:
     """Shapes of what every device gets of all others."""
     every = found["told"].get("all-gather", {}) | found["told"].get("all-to-all", {})
-    return [[int(n) for n in re.findall(r"\d+", shape.partition("[")[2])] for shape in every]
+    return [tuple(numbers(shape)) for shape in every]
 
 
 def test_a_recurrence_split_over_devices() -> None:
-    found = run("tests.backends.sequence_run", 8, *RUNS)
-    for name, r in found.items():
-        assert r["difference"] < 1e-12, (name, r)
+    cases = [f"{name} seq=4 tensor=2 time={time}" for name in RUNS for time in (24, 21)]  # 21 can't be shared evenly
+    for case, r in run("tests.backends.sequence_run", 8, *cases).items():
+        assert r["difference"] < 1e-12, (case, r)
         # Of each of the four parts: its product and its last entry, two rows and three channels a device.
-        assert set(map(tuple, gathered(r))) == {(4, 2, 3)}, (name, r)
+        assert set(gathered(r)) == {(4, 2, 3)}, (case, r)
 
 
 @pytest.mark.slow
 def test_a_model_whose_sequences_are_split() -> None:
-    found = run("tests.backends.sequence_run", 8, *CASES)
-    for name, r in found.items():
-        assert r["difference"] < (1e-6 if CASES[name][2] == "kernel" else 1e-12), (name, r)
-        time, width = CASES[name][1], DIMS["lru"]
-        whole = [s for s in gathered(r) if max(s) >= time and s[-1] in (width, width // 2)]
-        assert not whole, f"{name}: the recurrence's sequence is gathered, {whole}"
-        assert r["told"]["collective-permute"], "a convolution needs what is across the edge"
+    cases = [
+        "seq=8 time=64",
+        "seq=8 time=128",
+        "data=2 seq=2 tensor=2 time=64 form=kernel",
+        "seq=4 time=61 form=associative",
+    ]
+    found = run("tests.backends.sequence_run", 8, *(f"recurrentgemma {case}" for case in cases))
+    for case, r in zip(cases, found.values(), strict=True):
+        assert r["difference"] < (1e-6 if "kernel" in case else 1e-12), (case, r)
+        assert r["told"]["collective-permute"], "a convolution and a window need what is across the edge"
+    short, long, *_ = found.values()
+    assert short["bytes"] == long["bytes"], "devices tell each other nothing that grows with a sequence"

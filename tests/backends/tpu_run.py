@@ -2,8 +2,8 @@
 
 python -m tests.backends.tpu_run CASE ..
 
-A case is a topology and what is compiled for it: "v5e:2x2 kernel", the recurrence alone with its gradient on one chip, or
-"v5e:4x4 fsdp=16 batch=16 time=2048", a whole training step of RecurrentGemma 2b in bfloat16 on that mesh, its layers
+A case is a topology and what is compiled for it: "v5e:2x2 kernel", the recurrence alone with its gradient on one chip,
+or "v5e:4x4 fsdp=16 batch=16 time=2048", a whole training step of RecurrentGemma 2b in bfloat16 on that mesh, its layers
 recomputed; `form=` is the form of its recurrence and `size=` another size. Prints one JSON line, for each case
 
 seconds     to compile, after tracing
@@ -68,16 +68,20 @@ def step(devices: Any, axes: dict[str, int], batch: int, length: int, size: str,
     }
     state = jax.eval_shape(one.initial, {name: params[name] for name in one.trained})
     places = one.initial.lower({name: params[name] for name in one.trained}).out_info
-    state = jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at.sharding or whole), state, places)
+    state = jax.tree.map(
+        lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at.sharding or whole), state, places
+    )
     tokens = jax.ShapeDtypeStruct((batch, length), jnp.int32, sharding=one.inputs["tokens"])
-    given = {name: tokens for name in ("tokens", "position", "document")}
+    given = dict.fromkeys(("tokens", "position", "document"), tokens)
     return one.step.lower(params, state, given, jax.ShapeDtypeStruct((), jnp.int32), {})
 
 
 def kernels(text: str) -> dict[str, int]:
     """The custom calls of a compiled program that Pallas made, by their names."""
     calls = [line for line in text.splitlines() if 'custom_call_target="tpu_custom_call"' in line]
-    return dict(Counter(re.sub(r"[.\d]+$", "", m[1]) for c in calls if (m := re.match(r"\s*(?:ROOT )?%?([\w.\-]+)", c))))
+    return dict(
+        Counter(re.sub(r"[.\d]+$", "", m[1]) for c in calls if (m := re.match(r"\s*(?:ROOT )?%?([\w.\-]+)", c)))
+    )
 
 
 def run(case: str) -> dict[str, Any]:

@@ -65,12 +65,12 @@ def chunked(a: jax.Array, b: jax.Array) -> jax.Array:
     return (h + decay * before.swapaxes(0, 1)).transpose(1, 2, 0, 3).reshape(batch, length, width)
 
 
-def recurrentgemma(kind: str) -> Function:
-    """PyPI recurrentgemma's own, by the name that it has there."""
+def recurrentgemma(kind: str, unroll: int = 1) -> Function:
+    """PyPI recurrentgemma's own, by the name that it has there. Its layer asks for `unroll` 128."""
     from recurrentgemma import common
     from recurrentgemma.jax import scan as theirs
 
-    return lambda a, b: theirs.linear_scan(x=b, a=a, scan_type=common.ScanType[kind])[0]
+    return lambda a, b: theirs.linear_scan(x=b, a=a, scan_type=common.ScanType[kind], unroll=unroll)[0]
 
 
 OTHERS: dict[str, Callable[[], Function]] = {
@@ -79,6 +79,7 @@ OTHERS: dict[str, Callable[[], Function]] = {
     "lax.associative_scan": lambda: associative,
     "chunks": lambda: chunked,
     "recurrentgemma LINEAR_NATIVE": lambda: recurrentgemma("LINEAR_NATIVE"),
+    "recurrentgemma LINEAR_NATIVE unroll 128": lambda: recurrentgemma("LINEAR_NATIVE", 128),
     "recurrentgemma ASSOCIATIVE_NATIVE": lambda: recurrentgemma("ASSOCIATIVE_NATIVE"),
 }
 

@@ -1,0 +1,60 @@
+"""The kernel and whole training steps, compiled ahead of time for TPUs that aren't here."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.evidence import row
+from tests.evidence.rows import Outcome
+
+ROOT = Path(__file__).parents[3]
+GIB = {"v5e": 15.75, "v5p": 95.7}
+"""Of a chip's memory, what a program may have."""
+
+KERNELS = ("v5e:2x2 kernel", "v5p:2x2x1 kernel")
+STEPS = (
+    "v5e:4x4 fsdp=8 tensor=2 batch=16 time=2048",
+    "v5p:2x2x2 fsdp=8 batch=16 time=2048",
+    "v5p:2x2x2 fsdp=2 seq=4 batch=4 time=8192",
+)
+
+
+def compiled(case: str) -> dict[str, Any]:
+    """What `tests.backends.tpu_run` found."""
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": f"{ROOT / '.pkg'}{os.pathsep}{ROOT}"}
+    env.pop("XLA_FLAGS", None)
+    command = [sys.executable, "-m", "tests.backends.tpu_run", case]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr[-2000:])
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])[case]
+    return found
+
+
+@row(
+    "recurrentgemma",
+    "tpu_compile",
+    "the kernel and whole bfloat16 training steps of 2b (sharded by fsdp, tensor and seq) compile ahead of time for v5e "
+    "and v5p; the kernels are in the compiled programs, and the memory fits",
+    8,
+)
+def tpu_compile() -> Outcome:
+    import libtpu
+
+    figure: dict[str, Any] = {"libtpu": libtpu.__version__}
+    holds = True
+    for case in (*KERNELS, *STEPS):
+        found = compiled(case)
+        found["collectives"] = {kind: sum(shapes.values()) for kind, shapes in found.pop("told").items()}
+        figure[case] = found
+        # Forward and backward; in a step forward once more, as its layers are recomputed.
+        holds &= sum(found["kernels"].values()) >= (3 if case in STEPS else 2)
+        holds &= found["gib"]["peak"] <= GIB[case.partition(":")[0]]
+    without = compiled(f"{STEPS[0]} form=associative")
+    figure["without the kernel"] = {"gib": without["gib"], "kernels": without["kernels"], "seconds": without["seconds"]}
+    return figure, holds and not without["kernels"]
