@@ -73,13 +73,16 @@ def recurrentgemma(kind: str, unroll: int = 1) -> Function:
     return lambda a, b: theirs.linear_scan(x=b, a=a, scan_type=common.ScanType[kind], unroll=unroll)[0]
 
 
+UNROLLED = "recurrentgemma LINEAR_NATIVE unroll 128"
+"""It takes a minute to compile."""
+
 OTHERS: dict[str, Callable[[], Function]] = {
     "lax.scan": lambda: scan(1),
     "lax.scan unroll 8": lambda: scan(8),
     "lax.associative_scan": lambda: associative,
     "chunks": lambda: chunked,
     "recurrentgemma LINEAR_NATIVE": lambda: recurrentgemma("LINEAR_NATIVE"),
-    "recurrentgemma LINEAR_NATIVE unroll 128": lambda: recurrentgemma("LINEAR_NATIVE", 128),
+    UNROLLED: lambda: recurrentgemma("LINEAR_NATIVE", 128),
     "recurrentgemma ASSOCIATIVE_NATIVE": lambda: recurrentgemma("ASSOCIATIVE_NATIVE"),
 }
 
@@ -113,12 +116,14 @@ def one_pass_with_gradient(u: jax.Array, v: jax.Array, dh: jax.Array) -> Any:
     return 0.5 * u + v, (0.5 * dh + u, 0.5 * dh + v)
 
 
-def cases(what: str, shape: tuple[int, int, int]) -> Iterator[tuple[str, dict[str, Any], tuple[jax.Array, ...]]]:
+def cases(
+    what: str, shape: tuple[int, int, int], without: tuple[str, ...] = ()
+) -> Iterator[tuple[str, dict[str, Any], tuple[jax.Array, ...]]]:
     """(forward or gradient, contenders, arguments)."""
     rng = np.random.default_rng(0)
     a = rng.uniform(0.5, 0.999, shape).astype(np.float32)
     x, dh = (jnp.asarray(rng.standard_normal(shape, np.float32)) for _ in range(2))
-    made = {name: make() for name, make in OTHERS.items()}
+    made = {name: make() for name, make in OTHERS.items() if name not in without}
     if what == "layer":
         forms = {"ours": ours_layer, **{name: layer(f) for name, f in made.items()}}
         args = (x, jnp.log(a))
@@ -162,10 +167,10 @@ def measure(forms: dict[str, Any], args: tuple[jax.Array, ...], rounds: int, sec
 
 
 def run(shapes: tuple[Any, ...] = SHAPES, whats: tuple[str, ...] = ("alone", "layer"), rounds: int = 7,
-        seconds: float = 0.05) -> Iterator[dict[str, Any]]:  # fmt: skip
+        seconds: float = 0.05, without: tuple[str, ...] = ()) -> Iterator[dict[str, Any]]:  # fmt: skip
     for shape in shapes:
         for what in whats:
-            for direction, forms, args in cases(what, shape):
+            for direction, forms, args in cases(what, shape, without):
                 found = measure(forms, args, rounds, seconds)
                 yield {"shape": "x".join(map(str, shape)), "what": what, "direction": direction, **found}
 
@@ -174,11 +179,12 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--shapes", default=",".join("x".join(map(str, s)) for s in SHAPES))
     p.add_argument("--what", default="alone,layer")
+    p.add_argument("--without", default="", help="names of forms, with commas")
     p.add_argument("--rounds", type=int, default=7)
     p.add_argument("--seconds", type=float, default=0.05, help="that a turn takes at least")
     args = p.parse_args()
     shapes = tuple(tuple(map(int, s.split("x"))) for s in args.shapes.split(","))
-    for line in run(shapes, tuple(args.what.split(",")), args.rounds, args.seconds):
+    for line in run(shapes, tuple(args.what.split(",")), args.rounds, args.seconds, tuple(args.without.split(","))):
         print(json.dumps(line), flush=True)
 
 

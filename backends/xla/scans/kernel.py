@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -182,7 +182,7 @@ class Edge:
     array: jax.Array
 
 
-def blocked(kernel: Callable[..., None], given: Sequence[Any], outs: Sequence[jax.Array], like: jax.Array,
+def blocked(kernel: functools.partial[None], given: Sequence[Any], outs: Sequence[jax.Array], like: jax.Array,
             reverse: bool, interpret: bool) -> Any:  # fmt: skip
     """The kernel on every block: of arrays [batch, time, ..] as `like`, and of [batch, ..] that stay along time.
 
@@ -227,5 +227,6 @@ def blocked(kernel: Callable[..., None], given: Sequence[Any], outs: Sequence[ja
             bytes_accessed=sum(x.size * x.dtype.itemsize for x in (*arrays, *shapes)),
         ),
         interpret=interpret,
+        name="linear_recurrence_gradient" if kernel.func is _gradient else "linear_recurrence",
     )(*arrays)
     return [y.reshape(x.shape) if x.ndim < like.ndim else y[:, :time].reshape(x.shape) for x, y in zip(outs, found)]

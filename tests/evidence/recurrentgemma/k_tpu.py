@@ -39,7 +39,7 @@ def compiled(case: str) -> dict[str, Any]:
 @row(
     "recurrentgemma",
     "tpu_compile",
-    "the kernel and whole bfloat16 training steps of 2b (sharded by fsdp, tensor and seq) compile ahead of time for v5e "
+    "the kernel and whole bfloat16 training steps of 2b (split by fsdp, tensor and seq) compile ahead of time for v5e "
     "and v5p; the kernels are in the compiled programs, and the memory fits",
     8,
 )
@@ -54,7 +54,7 @@ def tpu_compile() -> Outcome:
         figure[case] = found
         # Forward and backward; in a step forward once more, as its layers are recomputed.
         holds &= sum(found["kernels"].values()) >= (3 if case in STEPS else 2)
-        holds &= found["gib"]["peak"] <= GIB[case.partition(":")[0]]
+        holds &= sum(found["gib"].values()) <= GIB[case.partition(":")[0]]
     without = compiled(f"{STEPS[0]} form=associative")
     figure["without the kernel"] = {"gib": without["gib"], "kernels": without["kernels"], "seconds": without["seconds"]}
     return figure, holds and not without["kernels"]
