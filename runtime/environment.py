@@ -6,6 +6,7 @@ command that wants others starts itself again. No import here touches jax.
 
 from __future__ import annotations
 
+import glob
 import importlib.metadata
 import importlib.util
 import os
@@ -18,6 +19,9 @@ GUARD = "PLANFORM_CPU_DEVICES"
 number."""
 
 COUNT = "--xla_force_host_platform_device_count"
+
+TPUS = ("/dev/accel[0-9]*", "/dev/vfio/[0-9]*")
+"""Where a TPU's chips are, of the older generations and of the newer."""
 
 TUNABLES = (  # glibc's name, value, and the older variable by which a user may have set the same
     ("glibc.malloc.hugetlb", "1", None),
@@ -67,11 +71,12 @@ def cpu_environment(devices: int = 1, given: Mapping[str, str] = os.environ) -> 
 
 
 def on_cpu(given: Mapping[str, str] = os.environ) -> bool:
-    """Whether JAX will run on the CPU: it is told to, or no plugin for another device is installed."""
+    """Whether JAX will run on the CPU: it is told to, or no plugin for another device is installed. libtpu without a TPU
+    is none: it compiles for TPUs elsewhere."""
     if platforms := given.get("JAX_PLATFORMS", ""):
         return platforms.split(",")[0].strip() == "cpu"
     plugins = importlib.util.find_spec("jax_plugins") or importlib.metadata.entry_points(group="jax_plugins")
-    return not plugins and importlib.util.find_spec("libtpu") is None
+    return not plugins and not (importlib.util.find_spec("libtpu") and any(map(glob.glob, TPUS)))
 
 
 def reexec_with(devices: int) -> None:
@@ -87,7 +92,7 @@ def reexec_with(devices: int) -> None:
     if before:  # a command started by one of ours: the number of devices was ours, not the user's
         flags = (flag for flag in given.get("XLA_FLAGS", "").split() if flag != f"{COUNT}={before}")
         given["XLA_FLAGS"] = " ".join(flags)
-    wanted = given | cpu_environment(devices, given)
+    wanted = {"JAX_PLATFORMS": "cpu"} | given | cpu_environment(devices, given)  # so that JAX looks for nothing else
     if wanted == dict(os.environ):
         return
     sys.stdout.flush()

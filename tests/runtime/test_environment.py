@@ -33,13 +33,16 @@ def test_what_the_user_set_stays():
     assert cpu_environment(2, {"XLA_FLAGS": "--xla_dump_to=x"})["XLA_FLAGS"] == f"--xla_dump_to=x {COUNT}=2"
 
 
-def test_on_cpu(monkeypatch):
+def test_on_cpu(monkeypatch, tmp_path):
     assert on_cpu({"JAX_PLATFORMS": "cpu"}) and on_cpu({"JAX_PLATFORMS": "cpu,cuda"})
     assert not on_cpu({"JAX_PLATFORMS": "cuda,cpu"})
     monkeypatch.setattr(environment.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(environment.importlib.metadata, "entry_points", lambda group: ())
     assert on_cpu({})
     monkeypatch.setattr(environment.importlib.util, "find_spec", lambda name: name == "libtpu" or None)
+    monkeypatch.setattr(environment, "TPUS", (str(tmp_path / "accel[0-9]*"),))
+    assert on_cpu({})
+    (tmp_path / "accel0").touch()
     assert not on_cpu({})
     monkeypatch.setattr(environment.importlib.util, "find_spec", lambda name: name == "jax_plugins" or None)
     assert not on_cpu({})
