@@ -71,8 +71,10 @@ def cpu_environment(devices: int = 1, given: Mapping[str, str] = os.environ) -> 
 
 
 def on_cpu(given: Mapping[str, str] = os.environ) -> bool:
-    """Whether JAX will run on the CPU: it is told to, or no plugin for another device is installed. libtpu without a TPU
-    is none: it compiles for TPUs elsewhere."""
+    """Whether JAX will run on the CPU: it is told to, or no plugin for another device is installed.
+
+    libtpu without a TPU is none: it compiles for TPUs elsewhere.
+    """
     if platforms := given.get("JAX_PLATFORMS", ""):
         return platforms.split(",")[0].strip() == "cpu"
     plugins = importlib.util.find_spec("jax_plugins") or importlib.metadata.entry_points(group="jax_plugins")

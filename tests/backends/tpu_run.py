@@ -8,7 +8,7 @@ recomputed; `form=` is the form of its recurrence and `size=` another size. Prin
 
 seconds     to compile, after tracing
 kernels     how often the compiled program calls each kernel, by name
-gib         bytes on one chip, / 2^30: what goes in (and is updated in place), and what is held in between
+gib         of one chip: what goes in, is held in between, and comes out (what is updated in place counts as in)
 told        as `sequence_run`
 """
 
@@ -72,11 +72,9 @@ def step(devices: Any, axes: dict[str, int], batch: int, length: int, size: str,
 
 
 def kernels(text: str) -> dict[str, int]:
-    """The custom calls of a compiled program that Pallas made, by their names."""
-    calls = [line for line in text.splitlines() if 'custom_call_target="tpu_custom_call"' in line]
-    return dict(
-        Counter(re.sub(r"[.\d]+$", "", m[1]) for c in calls if (m := re.match(r"\s*(?:ROOT )?%?([\w.\-]+)", c)))
-    )
+    """How often a compiled program calls each of the recurrence's kernels."""
+    calls = re.findall(r"%(\S*) = [^\n]*custom_call_target=\"tpu_custom_call\"", text)
+    return dict(Counter("".join(re.findall("linear_recurrence(?:_gradient)?", name)) or name for name in calls))
 
 
 def run(case: str) -> dict[str, Any]:
@@ -93,7 +91,8 @@ def run(case: str) -> dict[str, Any]:
     made = lowered.compile()
     seconds = time.monotonic() - start
     m, text = made.memory_analysis(), made.as_text()
-    gib = {"in": m.argument_size_in_bytes, "between": m.temp_size_in_bytes}
+    made_new = m.output_size_in_bytes - m.alias_size_in_bytes
+    gib = {"in": m.argument_size_in_bytes, "between": m.temp_size_in_bytes, "out": made_new}
     return {
         "seconds": round(seconds, 1),
         "kernels": kernels(text),
