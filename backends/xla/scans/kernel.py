@@ -212,7 +212,7 @@ def blocked(kernel: functools.partial[None], given: Sequence[Any], outs: Sequenc
         return edge if isinstance(x, Edge) else end if x.ndim < like.ndim else stream
 
     arrays = [flat(x) for x in given]
-    shapes = [jax.ShapeDtypeStruct(flat(x).shape, x.dtype) for x in outs]
+    shapes: list[Any] = [jax.ShapeDtypeStruct(flat(x).shape, x.dtype) for x in outs]
     entries = batch * steps * tall * width
     found = pl.pallas_call(
         kernel,
