@@ -46,7 +46,7 @@ def linear_recurrence_cached(
 
 def scan_of(call: Call, shape: tuple[int, ...]) -> Scan:
     """How a recurrence runs: by the form that the policy asks for, else by the one that measures fastest on its
-    platform (../README.md), on the parts that the mesh makes of x."""
+    platform (../scans/README.md), on the parts that the mesh makes of x."""
     form = call.policy.recurrence or {"cpu": "sequential", "tpu": "kernel"}.get(call.policy.platform, "associative")
     normalise = call.op.normalise
     run = Kernel(normalise, call.policy.platform != "tpu") if form == "kernel" else Plain(form, normalise)

@@ -8,6 +8,8 @@ from tests.evidence import row
 from tests.evidence.rows import Outcome
 
 MESHES = ("seq=2", "seq=4", "seq=8", "data=2 seq=2 tensor=2")
+"""Of these the last sums products over `tensor` too, [.., time, d]: there only values are compared."""
+
 TIMES = (128, 256, 512)
 """So that each device has more than a window, as it will: what crosses an edge is then a window's length."""
 
@@ -33,7 +35,7 @@ def sequence_sharding() -> Outcome:
             worst, each = max(r["difference"] for r in found), [r["bytes"] for r in found]
             kinds = {kind: sum(shapes.values()) for kind, shapes in found[-1]["told"].items()}
             figure[f"{what} {mesh}"] = {"difference": float(f"{worst:.1e}"), "bytes": each[-1], "collectives": kinds}
-            holds &= worst < 1e-12 and len(set(each)) == 1
+            holds &= worst < 1e-12 and (len(set(each)) == 1 or "tensor" in mesh)
             if len(set(each)) > 1:
                 figure[f"{what} {mesh}"]["bytes"] = dict(zip(TIMES, each))
     return figure, holds
