@@ -8,7 +8,7 @@ from pathlib import Path
 from planform.spec import Diagnostic, Diagnostics, Spec, SpecError, check_names, load
 
 from .check_sharding import check_sharding
-from .elaborate import elaborate
+from .elaborate import elaborate, sampler
 from .ir import Graph
 from .ops import OPS, load_extensions
 from .parameters import INITS
@@ -46,6 +46,11 @@ def check(spec: Spec, mesh: Mapping[str, int] | None = None) -> list[Diagnostic]
     if spec.train and not found.errors:
         try:
             made = program(spec)
+        except SpecError as e:
+            found.extend(e.diagnostics)
+    if spec.sample and not found.errors:
+        try:
+            graphs.append(sampler(spec).step)
         except SpecError as e:
             found.extend(e.diagnostics)
     if spec.weights and not found.errors:  # a graph that is missing would leave its tensors without a parameter

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
-from planform.spec import Diagnostic, Section, Span, Spec, SpecError, ast, did_you_mean, output_names
+from planform.spec import Diagnostic, Section, Span, Spec, SpecError, TensorDecl, ast, did_you_mean, output_names
 
 from .elaborate import Elaborator, Env, Inner, elaborate, elaborate_loss
 from .ir import Graph, Parameter
@@ -21,7 +21,7 @@ _EXAMPLES = {
     "loss": "loss: cross_entropy(lm(tokens).logits, next(tokens))",
     "optimizer": "optimizer: adamw(warmup_cosine(3e-4, warmup=100), clip=1.0)",
 }
-_LATER = ("sample", "targets", "simultaneous")
+_LATER = ("targets", "simultaneous")
 
 
 @dataclass(frozen=True)
@@ -155,9 +155,10 @@ def _update(
             span = train.spans.get(place.removesuffix("."), train.span)
             raise SpecError(Diagnostic("PF0500", f"`train` has no `{place}{key}`", span, help=_EXAMPLES[key]))
     inner = _inner(train, f"{place}inner", one["inner"]) if "inner" in one else None
-    loss = elaborate_loss(spec, one["loss"], inputs, name, inner=inner)
+    draws = _draws(train, f"{place}sample", one.get("sample") or {}, inputs)
+    loss = elaborate_loss(spec, one["loss"], inputs, name, inner=inner, draws=draws)
     measured, metrics = evaluate.get("loss") or one["loss"], evaluate.get("metrics") or {}
-    heldout = elaborate_loss(spec, measured, inputs, name, training=False, inner=inner, metrics=metrics)
+    heldout = elaborate_loss(spec, measured, inputs, name, training=False, inner=inner, metrics=metrics, draws=draws)
     trained = [p for p in loss.parameters if not p.frozen]
     _check_measured(heldout, trained, train)
     optimizer = read(one["optimizer"], OPTIMIZERS, "optimizer", number)
@@ -176,6 +177,17 @@ def _update(
     if not trained:
         raise SpecError(Diagnostic("PF0504", "this loss has no parameter of this model to train", one["loss"].span))
     return Update(name, loss, heldout, optimizer, params, one.get("repeat", 1), inner)
+
+
+def _draws(
+    train: Section, place: str, draws: Mapping[str, TensorDecl], inputs: Mapping[str, TensorType]
+) -> Mapping[str, TensorDecl]:
+    """Raises: SpecError for a draw of a name that the data has."""
+    for name in draws:
+        if name in inputs:
+            message = f"`{name}` is given by the data, so it can't be drawn"
+            raise SpecError(Diagnostic("PF0513", message, train.spans[f"{place}.{name}"]))
+    return draws
 
 
 def _inner(train: Section, place: str, values: Mapping[str, Any]) -> Inner:
@@ -217,7 +229,10 @@ def _fields(spec: Spec, data: Recipe) -> dict[str, TensorType]:
         return {data.fields[0]: TensorType("i32", (Dim("batch", symbol("batch")), Dim("time", symbol("time"))))}
     found: dict[str, TensorType] = {}
     specs = [spec, *(u.spec for u in spec.uses.values())]
-    for name in data.fields:
+    for i, name in enumerate(data.fields):
+        if i == SOURCES[data.name].labels:
+            found[name] = TensorType("i32", (Dim("batch", symbol("batch")),))
+            continue
         declared = [(s, g.inputs[name]) for s in specs for g in s.graphs.values() if name in g.inputs]
         if not declared:
             maker = next((g.name for g in spec.graphs.values() if name in output_names(g)), None)

@@ -25,6 +25,7 @@ class Signature:
     arguments: Mapping[str, Any]
     rate: str | None = None
     fields: bool = False  # leading positional arguments are names of data fields
+    labels: int | None = None  # which of them is a class, int[batch]
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,13 @@ SOURCES = {
         "axes], their values there, float[batch, points, channels], and perhaps labels, int[batch].",
         {"file": None, "heldout": 0.05},
         fields=True,
+        labels=2,
+    ),
+    "functaset": Signature(
+        "Latents of signals, each feature normalised: float[batch, ..], and perhaps the signals' labels, int[batch].",
+        {"file": None},
+        fields=True,
+        labels=1,
     ),
     "arrays": Signature("Fields of an .npz file, by name.", {"file": None, "heldout": 0.05}, fields=True),
 }

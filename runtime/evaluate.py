@@ -75,11 +75,11 @@ def measure(
     values: Values = {}
     for update in updates.each:
         found = []
-        for batch in data.heldout(count):
+        for number, batch in enumerate(data.heldout(count)):
             placed = {
                 n: jax.make_array_from_process_local_data(s, batch[n]) for n, s in update.inputs.items() if n in batch
             }
-            found.append(update.measure(parameters, placed, others))
+            found.append(update.measure(parameters, placed, others, number))
         prefix = f"{update.name}/" if len(updates.each) > 1 else ""
         values.update({prefix + n: v for n, v in means(found).items()})
     if isinstance(data, TextData) and len(updates.each) == 1 and updates.each[0].per_target:

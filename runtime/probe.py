@@ -43,9 +43,12 @@ def probe_inputs(graph: Graph, batch: int, time: int, seed: int, documents: bool
     users = graph.users()
     found: Arrays = {}
     for v in graph.of_kind(Input):
-        if v.default is not None:
+        if v.default not in (None, "normal", "uniform"):
             continue
         shape = v.type.shape(env)
+        if v.default == "uniform":
+            found[v.name] = rng.random(shape).astype(np.float32)
+            continue
         if v.type.is_float and _locates(v, users):
             found[v.name] = rng.uniform(-0.1, 1.1, shape).astype(np.float32)
         elif v.type.is_float:

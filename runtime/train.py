@@ -22,6 +22,7 @@ from .checkpoint import steps as saved_steps
 from .data import (
     ArrayData,
     DataSource,
+    LatentData,
     Share,
     SignalData,
     TextData,
@@ -33,6 +34,7 @@ from .data import (
 )
 from .distributed import processes
 from .errors import UserError
+from .functa.functaset import Functaset
 from .mesh import Axes, check_mesh, default_axes, devices_of, make_mesh, mesh_text, provide_devices, rules_of, share_of
 from .metrics import Metrics
 from .progress import Progress, number_text
@@ -69,8 +71,8 @@ def train(
     """Runs the training program of a spec; everything it writes is in `folder`.
 
     overrides  those that the spec was loaded with, so that the folder says so
-    files      text to train on, the .npz of `arrays`, the images of `signals`; else what the spec says, else the
-               standard library's source
+    files      text to train on, the .npz of `arrays`, the images of `signals`, a functaset; else what the spec says,
+               else the standard library's source
     tokenizer  "bytes", a tokenizer.json or its folder; else what the spec says
     steps, batch, length, accumulate, seed  in place of the spec's
     mesh       devices along named axes; None for `mesh.default_axes`
@@ -205,6 +207,10 @@ def open_data(
         source = _one_file(files if files is not None else a["file"], "signals", "IMAGES")
         signals, apart = load_signals(source, *_sizes(chosen))
         return SignalData(signals, recipe.fields, share, chosen.seed, apart, a["heldout"], str(source)), None
+    if recipe.name == "functaset":
+        folder_ = _one_file(files if files is not None else a["file"], "functaset", "FUNCTASET")
+        sizes = _latent_sizes(chosen)
+        return LatentData(Functaset.open(folder_), recipe.fields, sizes, share, chosen.seed), None
     words = load_tokenizer(tokenizer if tokenizer is not None else a["tokenizer"])
     for update in chosen.updates:
         _check_vocabulary(update.loss, recipe.fields[0], words)
@@ -235,6 +241,15 @@ def _sizes(chosen: Program) -> tuple[int, int]:
             )
         found.append(t.sizes[-1])
     return found[0], found[1]
+
+
+def _latent_sizes(chosen: Program) -> list[int | None]:
+    """Sizes of one latent that a program takes, None where they are open."""
+    types = {v.name: v.type for u in chosen.updates for v in (*u.loss.inputs, *u.heldout.inputs)}
+    t = types.get(chosen.data.fields[0])
+    if t is None:
+        raise UserError(f"`{chosen.data.fields[0]}` is not used", help="functaset(LATENT) names the latents")
+    return [n if isinstance(n, int) else None for n in t.sizes[1:]]
 
 
 def _check_vocabulary(graph: Graph, name: str, words: Tokenizer) -> None:

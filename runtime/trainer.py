@@ -240,10 +240,10 @@ class Trainer:
     def measure(self) -> Values:
         """The losses and metrics on held-out data, each a mean over all entries that have a target."""
         totals: dict[str, list[Any]] = {u.name: [] for u in self.updates.each}
-        for batch in self.data.heldout(self.program.evaluate_batches):
+        for number, batch in enumerate(self.data.heldout(self.program.evaluate_batches)):
             for update in self.updates.each:
                 placed = self._place(update, batch)
-                totals[update.name].append(update.measure(self.state.parameters, placed, self.frozen))
+                totals[update.name].append(update.measure(self.state.parameters, placed, self.frozen, number))
         values: Values = {}
         for name, made in jax.device_get(totals).items():
             prefix = f"{name}/" if len(totals) > 1 else ""

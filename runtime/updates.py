@@ -27,6 +27,9 @@ from .optimizer import Mask, Schedule, keep, mask, optimizer, schedule
 
 Arrays = dict[str, jax.Array]
 
+HELDOUT = 20113
+"""Of the draws that are measured with; no run's own seed changes them."""
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -99,7 +102,8 @@ class OneUpdate:
     initial(trained parameters) -> optimizer state
     step(parameters, optimizer state, batch, number, frozen) -> (parameters, optimizer state, metrics); the first two
     are donated. number is that of the update, from 1.
-    measure(parameters, batch, frozen) -> ({"heldout_loss" and metrics: each * weight}, weight): for `means`.
+    measure(parameters, batch, frozen, number) -> ({"heldout_loss" and metrics: each * weight}, weight): for `means`;
+    what is drawn at random is always the same for the held-out batch of that number.
     per_target says whether the held-out loss is the mean of one cross-entropy over classes: nats a token, in text.
     """
 
@@ -162,14 +166,19 @@ class OneUpdate:
         rate = self._rate(number)
         return parameters, state, {"loss": value, "weight": weight, "gradient_norm": norm, "learning_rate": rate}
 
-    def _measure(self, parameters: Arrays, batch: Arrays, frozen: Arrays) -> tuple[Arrays, jax.Array]:
-        def one(_: None, part: Arrays) -> tuple[None, tuple[Arrays, jax.Array]]:
-            out = self._run_heldout({**frozen, **parameters}, part, None)
+    def _measure(self, parameters: Arrays, batch: Arrays, frozen: Arrays, number: Any = 0) -> tuple[Arrays, jax.Array]:
+        key = jax.random.fold_in(jax.random.key(HELDOUT), number)
+
+        def one(_: None, numbered: tuple[Arrays, jax.Array]) -> tuple[None, tuple[Arrays, jax.Array]]:
+            part, k = numbered
+            out = self._run_heldout({**frozen, **parameters}, part, k)
             weight = self._weight(out).astype(self._dtype)
             measured = {("heldout_loss" if n == "loss" else n): v for n, v in out.items() if n != WEIGHT}
             return None, ({n: v.astype(self._dtype) * weight for n, v in measured.items()}, weight)
 
-        _, (values, weights) = lax.scan(one, None, _parts(batch, self._accumulate))
+        _, (values, weights) = lax.scan(
+            one, None, (_parts(batch, self._accumulate), jax.random.split(key, self._accumulate))
+        )
         return {n: jnp.sum(v) for n, v in values.items()}, jnp.sum(weights)
 
     def _runner(self, graph: Graph) -> Lowered:

@@ -127,6 +127,7 @@ class Spec:
     graphs: dict[str, GraphDef]
     sharding: tuple[ShardingRule, ...]
     train: Section | None
+    sample: Section | None
     precision: Section | None
     weights: Section | None
     uses: dict[str, Used]

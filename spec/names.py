@@ -57,6 +57,8 @@ class _Check:
         self.sharding()
         if self.spec.train is not None:
             self.train(self.spec.train)
+        if self.spec.sample is not None:
+            self.sample(self.spec.sample)
 
     # -- graphs ---------------------------------------------------------------------------------------------
 
@@ -168,6 +170,15 @@ class _Check:
                     part = expression_body(part)
                 if isinstance(part, Body):
                     self.body(part, here, copies, self.spec.uses)
+
+    def sample(self, section: Section) -> None:
+        draws = section.values.get("draws") or {}
+        for decl in draws.values():
+            if isinstance(decl, TensorDecl):
+                self.declaration(decl, {*self.spec.dims, *self.symbols})
+        inputs = {name for graph in self.spec.graphs.values() for name in graph.inputs}
+        if isinstance(section.values.get("step"), Body):
+            self.body(section.values["step"], frozenset({*inputs, *draws, "now", "after"}))
 
     def _copied(self, expr: object) -> GraphDef | None:
         """The graph that a target such as `copy(actor, every=100)` is a copy of."""

@@ -63,7 +63,7 @@ def check_namespace(spec: Spec, found: Diagnostics) -> None:
 
 
 def unused(spec: Spec) -> list[Diagnostic]:
-    """PF0222 warnings for dims, params, blocks and used specs that no graph and no part of `train` reaches. What
+    """PF0222 warnings for dims, params, blocks and used specs that no graph, no loss and no sampler reaches. What
     `extends` brought in may lie idle."""
     seen: set[tuple[str, bool]] = set()
     used: set[str] = set()
@@ -79,8 +79,9 @@ def unused(spec: Spec) -> list[Diagnostic]:
         for decl in graph.inputs.values():
             for dim in decl.dims:
                 visit(dim)
-    for value in _expressions(spec.train):
-        visit(value)
+    for section in (spec.train, spec.sample):
+        for value in _expressions(section):
+            visit(value)
     while todo:
         name, inside = todo.pop()
         if (name, inside) in seen:

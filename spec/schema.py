@@ -128,6 +128,16 @@ class Evaluate(_Strict):
     metrics: dict[Word, BodyText] | None = Field(None, description="What else is measured, by name.")
 
 
+class Sample(_Strict):
+    """How samples are made: a variable carried from noise to a sample, step by step."""
+
+    variable: Word = Field(description="An input of a graph.")
+    start: Literal["normal", "uniform", "zeros"] = Field(description="What it starts from.")
+    steps: Count = Field(description="Steps of equal length from `now` = 1 to 0.")
+    draws: dict[Word, TensorText] | None = Field(None, description="Fresh draws of a step: `noise: normal[batch, d]`.")
+    step: BodyText = Field(description="The variable at `after`, from it at `now`.")
+
+
 class Checkpoint(_Strict):
     """When the state is saved."""
 
@@ -205,6 +215,7 @@ class Document(_Strict):
     graphs: dict[Word, Graph] = Field(description="What is compiled: functions with named inputs and outputs.")
     sharding: dict[Word, Words] | None = Field(None, description="Dim names to mesh axes; earlier entries win.")
     train: Train | None = Field(None, description="How the model learns.")
+    sample: Sample | None = Field(None, description="How samples are made.")
     precision: Precision | None = Field(None, description="Floating point types.")
     weights: dict[Word, WeightsFormat] | None = Field(
         None, description="How other libraries name and lay out the parameters, by format: `huggingface`, `deepmind`."

@@ -12,16 +12,19 @@ from contextlib import contextmanager
 from dataclasses import replace
 from types import MappingProxyType
 
-from planform.spec import Diagnostic, GraphDef, Span, Spec, SpecError, ast, did_you_mean
+from planform.spec import Diagnostic, GraphDef, Span, Spec, SpecError, TensorDecl, ast, did_you_mean
 
 from ..ir import Graph, Input, Origin, Value
 from ..ops import load_extensions
 from ..types import TensorType
 from .blocks import Elaborator
 from .context import Env, stream_of
+from .draws import add_draws
 from .inner import Inner, body_value, fit, inner_loss
+from .sampler import AFTER, NOW, Sampler, sampler
 
-__all__ = ["Elaborator", "Env", "Inner", "elaborate", "elaborate_fit", "elaborate_loss", "stream_of"]
+__all__ = ["AFTER", "NOW", "Elaborator", "Env", "Inner", "Sampler", "elaborate", "elaborate_fit", "elaborate_loss",
+           "sampler", "stream_of"]  # fmt: skip
 
 
 def elaborate(spec: Spec, graph: str | None = None) -> Graph:
@@ -43,12 +46,14 @@ def elaborate_loss(
     training: bool = True,
     inner: Inner | None = None,
     metrics: Mapping[str, ast.Body] = MappingProxyType({}),
+    draws: Mapping[str, TensorDecl] = MappingProxyType({}),
 ) -> Graph:
     """The IR of a loss expression over graphs, those of used specs too, and data tensors; its output is `loss`, a
     scalar. The parameters of a used spec are frozen, under paths that begin with its name.
 
     In training form dropout draws and acts; otherwise it is the identity, as it is for held-out data. An inner loop
-    comes first: its variable means the fitted value. Metrics are further scalars, by name.
+    comes first: its variable means the fitted value. Metrics are further scalars, by name; draws are random numbers
+    that all of these may name.
 
     Raises: SpecError.
     """
@@ -56,6 +61,7 @@ def elaborate_loss(
     load_extensions()
     with _bounded(loss.span):
         _give(e, inputs)
+        add_draws(e, draws)
         if inner is not None:
             e.own[inner.variable] = fit(e, inner)
         outputs = {key: _scalar(e, body, key) for key, body in {"loss": loss, **metrics}.items()}

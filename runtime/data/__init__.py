@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .arrays import ArrayData, load_arrays
     from .bigram import bigram_bits_per_byte, count_pairs
     from .corpus import Corpus, Document, read_corpus, stdlib_corpus
+    from .latents import LatentData
     from .signals import SignalData, grid, load_signals
     from .source import Batch, DataSource, Share
     from .store import Store, open_store
@@ -22,6 +23,7 @@ _MODULES = {
     "arrays": "ArrayData load_arrays",
     "bigram": "bigram_bits_per_byte count_pairs",
     "corpus": "Corpus Document read_corpus stdlib_corpus",
+    "latents": "LatentData",
     "signals": "SignalData grid load_signals",
     "source": "Batch DataSource Share",
     "store": "Store open_store",
@@ -45,6 +47,7 @@ __all__ = [
     "DataSource",
     "Document",
     "JsonTokenizer",
+    "LatentData",
     "Share",
     "SignalData",
     "Store",

@@ -15,13 +15,16 @@ import pytest
 from PIL import Image
 from tests.runtime.test_fields import images, run  # noqa: F401 - fixtures: 120 blobs, 6 x 8, and a field of them
 
-from planform.runtime.data import grid
+from planform.runtime.data import LatentData, Share, grid
 from planform.runtime.errors import UserError
 from planform.runtime.evaluate import evaluate_run
 from planform.runtime.functa.decode import decode
 from planform.runtime.functa.encode import encode
 from planform.runtime.functa.field import Field, centres, psnr
 from planform.runtime.functa.functaset import Functaset, read_shard
+from planform.runtime.functa.sample import sample
+from planform.runtime.train import train
+from planform.spec import load
 
 
 @pytest.fixture(scope="module")
@@ -160,3 +163,60 @@ def test_killed_by_the_system(run: Path, whole: Path, tmp_path: Path) -> None:  
     assert done.returncode == 0, done.stderr
     ours, theirs = Functaset.open(folder).read("train"), Functaset.open(whole).read("train")
     np.testing.assert_allclose(ours["latent"], theirs["latent"], atol=1e-5)
+
+
+# -- models of latents -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def labelled(run: Path, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+    """The same blobs in three classes."""
+    folder = tmp_path_factory.mktemp("labelled")
+    with np.load(images) as given:
+        np.savez(folder / "blobs.npz", images=given["images"], labels=np.arange(120) % 3)
+    encode(run, folder / "set", files=folder / "blobs.npz")
+    return folder / "set"
+
+
+def test_latents_as_data(labelled: Path, whole: Path) -> None:
+    found = Functaset.open(labelled)
+    data = LatentData(found, ("z", "kind"), (2, 2, None), Share(8))
+    stored = found.read("train", ("latent", "labels", "index"))
+    np.testing.assert_array_equal(stored["labels"], stored["index"] % 3)
+    batch = next(data.batches(2))
+    assert batch["z"].shape == (8, 2, 2, 4) and np.array_equal(batch["z"], data.batch(2)["z"])
+    for z, kind in zip(batch["z"], batch["kind"]):
+        (row,) = np.flatnonzero((np.abs(stored["latent"] - found.restored(z)) < 1e-5).all((1, 2, 3)))
+        assert stored["labels"][row] == kind
+    heldout = found.read("heldout")["latent"]
+    for one in data.heldout(1):
+        assert all((np.abs(heldout - found.restored(z)) < 1e-5).all((1, 2, 3)).any() for z in one["z"])
+    with pytest.raises(UserError, match="2 x 2 x 4, the model's 4 x 4 x 4"):
+        LatentData(found, ("z",), (4, 4, 4), Share(8))
+    with pytest.raises(UserError, match="no labels"):
+        LatentData(Functaset.open(whole), ("z", "kind"), (2, 2, 4), Share(8))
+
+
+@pytest.mark.slow
+def test_a_model_of_latents_is_trained_and_sampled(labelled: Path, tmp_path: Path) -> None:
+    sizes = ("rows=2", "columns=2", "width=16", "heads=2", "layers=1", "classes=3", "train.batch=16",
+             "train.evaluate.every=20")  # fmt: skip
+    spec = load("spatial_functa_diffusion", "small", sizes)
+    first = train(spec, tmp_path / "run", overrides=sizes, files=labelled, steps=20, quiet=True).values
+    again = evaluate_run(tmp_path / "run")
+    assert again["heldout_loss"] == pytest.approx(first["heldout_loss"], rel=1e-5)  # its draws are always the same
+    told = sample(tmp_path / "run", tmp_path / "out", count=7, labels=(2, 0), size=(12, 16), steps=5)
+    assert told["steps"] == 5
+    with np.load(tmp_path / "out" / "samples.npz") as made:
+        assert made["labels"].tolist() == [2, 0, 2, 0, 2, 0, 2] and made["latents"].shape == (7, 2, 2, 4)
+        before = made["latents"]
+    with Image.open(tmp_path / "out" / "samples" / "0006.png") as image:
+        assert image.size == (16, 12)
+    for change, same in (((), True), (("guidance=5.0",), False), (("eta=1.0",), False)):
+        sample(tmp_path / "run", tmp_path / "other", count=7, labels=(2, 0), steps=5, overrides=change)
+        with np.load(tmp_path / "other" / "samples.npz") as made:
+            assert np.array_equal(made["latents"], before) == same
+    with pytest.raises(UserError, match="no class 3"):
+        sample(tmp_path / "run", tmp_path / "out", labels=(3,))
+    with pytest.raises(UserError, match="changes the shape"):
+        sample(tmp_path / "run", tmp_path / "out", overrides=("width=32",))

@@ -32,6 +32,7 @@ EXCLUDED: dict[str, str] = {
     "cross_entropy": "training only: an artefact gives logits",
     "linear_cross_entropy": "training only: an artefact gives logits",
     "linear_soft_cross_entropy": "training only: an artefact gives logits",
+    "accuracy": "training only: an artefact gives logits",
     "psnr": "training only: an artefact gives the signal",
     "count_targets": "training only: weighs the loss of a batch",
 }
