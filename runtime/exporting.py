@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from planform.compiler.elaborate import elaborate
+from planform.compiler.graphs import graph_named
 from planform.compiler.ir import Graph
 from planform.compiler.parameters import count
 from planform.compiler.passes.last import last_only
@@ -95,7 +95,7 @@ def export_run(
     if folder.resolve() == run.resolve() or folder.resolve() in run.resolve().parents:
         raise UserError(f"{folder} holds the run itself", help=f"give another folder, {run / 'onnx'} for instance")
     parameters = parameters_of_run(run, step)
-    found = elaborate(spec, graph)
+    found = graph_named(spec, graph)
     return export_model(
         found, parameters, folder,
         metadata=origin(spec, overrides), positions=positions, beside=companions(run),

@@ -27,7 +27,7 @@ class Sampler:
     draws     the random numbers of a step: what kind, by name
     classes   of those that are categories
     given     further inputs that the step reads: what to sample (a label)
-    step      one step: the graph from all of these, `now` and `after` to the variable's next value
+    step      one step: the graph from all of these, `now` and `after` to the variable's next value, `VARIABLE_after`
     """
 
     variable: str
@@ -42,6 +42,11 @@ class Sampler:
     def names(self) -> tuple[str, ...]:
         """Of the inputs of a step."""
         return tuple(v.name for v in self.step.of_kind(Input))
+
+    @property
+    def result(self) -> str:
+        """The output of a step."""
+        return f"{self.variable}_{AFTER}"
 
     def type(self, name: str) -> TensorType:
         return next(v.type for v in self.step.of_kind(Input) if v.name == name)
@@ -79,7 +84,7 @@ def sampler(spec: Spec) -> Sampler:
         raise e.error("PF0514", f"a step takes `{variable}`, {wanted}, to another of its type, not to {after.type}",
                       body.statements[-1].value.span)  # fmt: skip
     given = tuple(n for n in read if n not in (variable, NOW, AFTER, *draws))
-    graph = e.builder.finish({variable: after})
+    graph = e.builder.finish({f"{variable}_{AFTER}": after})
     kinds = {n: d.dtype for n, d in draws.items()}
     classes = {n: int(e.declared(d).sizes[-1]) for n, d in draws.items() if d.dtype == "category"}  # type: ignore[arg-type]
     return Sampler(variable, values["start"], values["steps"], kinds, classes, given, graph)

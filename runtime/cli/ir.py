@@ -33,13 +33,13 @@ def add(app: typer.Typer) -> None:
 
 def graph_or_loss(spec: Spec, name: str | None) -> Graph:
     """A graph of the spec, or the loss of an update of its training program. Raises: SpecError, UserError."""
-    from planform.compiler.elaborate import elaborate
+    from planform.compiler.graphs import FIT, SAMPLE, graph_named
     from planform.compiler.program import program
 
     from ..errors import UserError
 
-    if name is None or name in spec.graphs or spec.train is None:
-        return elaborate(spec, name)
+    if name is None or name in (*spec.graphs, FIT, SAMPLE) or spec.train is None:
+        return graph_named(spec, name)
     losses = {u.name: u.loss for u in program(spec).updates}
     if name not in losses:
         raise UserError(f"there is no graph `{name}`", help="one of " + ", ".join([*spec.graphs, *losses]))

@@ -24,7 +24,14 @@ With = Annotated[
     typer.Option("--with", metavar="NAME=RUN", help="The run whose weights a spec under `uses` takes."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for tools.")]
-GraphName = Annotated[str | None, typer.Option("--graph", metavar="NAME", help="Which graph, where there are several.")]
+GraphName = Annotated[
+    str | None,
+    typer.Option(
+        "--graph",
+        metavar="NAME",
+        help="Which graph, where there are several; `fit` or `sample`, an inner loop or a step of a sampler.",
+    ),
+]
 
 
 def load_spec(name: str, size: str | None = None, overrides: Sequence[str] | None = None) -> Spec:

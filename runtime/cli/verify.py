@@ -56,7 +56,7 @@ def verify(
             _print_artefact(found)
         raise typer.Exit(int(failed))
 
-    from planform.compiler.elaborate import elaborate
+    from planform.compiler.graphs import graph_named
 
     from ..run import spec_of_run
     from ..uses import all_parameters, parse_with
@@ -65,7 +65,7 @@ def verify(
 
     trained = Path(target).is_dir()
     spec = spec_of_run(target, tuple(overrides or ())) if trained else load_spec(target, size, overrides)
-    found_graph = elaborate(spec, graph)
+    found_graph = graph_named(spec, graph)
     small_enough(found_graph)
     if break_it:
         raise typer.Exit(int(not _mutations(found_graph, label(spec), backends, seed, tolerance, as_json)))

@@ -67,7 +67,7 @@ class Generator:
                 k = jax.random.fold_in(key, i)
                 for n, (name, kind) in enumerate(how.draws.items()):
                     inputs[name] = draw(name, kind, jax.random.fold_in(k, n), batch)
-                made: jax.Array = step(stored, {v: inputs[v] for v in how.names})[how.variable]
+                made: jax.Array = step(stored, {v: inputs[v] for v in how.names})[how.result]
                 return made
 
             return lax.fori_loop(0, steps, one, start)

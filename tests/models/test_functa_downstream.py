@@ -65,10 +65,10 @@ def test_a_step_is_ddims(eta: float, guidance: float) -> None:
     sigma = eta * np.sqrt((1 - before) / (1 - alpha)) * np.sqrt(1 - alpha / before)
     want = np.sqrt(before) * predicted + np.sqrt(np.maximum(1 - before - sigma**2, 0)) * error + sigma * noise
     given = {"latent": x, "now": now, "after": after, "label": label, "noise": noise}
-    np.testing.assert_allclose(reference.run(how.step, weights, given)["latent"], want, atol=1e-6)
+    np.testing.assert_allclose(reference.run(how.step, weights, given)["latent_after"], want, atol=1e-6)
     if eta == 0:
         other = reference.run(how.step, weights, {**given, "noise": -noise})
-        np.testing.assert_array_equal(other["latent"], reference.run(how.step, weights, given)["latent"])
+        np.testing.assert_array_equal(other["latent_after"], reference.run(how.step, weights, given)["latent_after"])
 
 
 @pytest.mark.parametrize("eta, steps", [(0.0, 100), (1.0, 500)])  # ancestral steps are too narrow until they are many
