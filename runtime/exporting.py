@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from planform.compiler.graphs import graph_named
+from planform.compiler.graphs import FIT, graph_named
 from planform.compiler.ir import Graph
 from planform.compiler.parameters import count
 from planform.compiler.passes.last import last_only
@@ -101,6 +101,7 @@ def export_run(
         metadata=origin(spec, overrides), positions=positions, beside=companions(run),
         genai=generation_ids(run) if genai else None,
         wish=wish, entries=_entries(run, found, calibrate) if wish else None, report=report,
+        typical=_heldout(run, spec, report) if graph == FIT and graph not in spec.graphs else None,
     )  # fmt: skip
 
 
@@ -108,6 +109,22 @@ def _entries(run: Path, graph: Graph, calibrate: Path | None) -> Entries:
     from .quantize import of_run
 
     return of_run(run, graph, calibrate)
+
+
+def _heldout(run: Path, spec: Spec, report: Callable[[str], None]) -> Arrays | None:
+    """A batch of data that the run never saw; None where its data are gone. Fitted to anything else, such as noise, a
+    field's latents leave the range in which float32 tells them exactly."""
+    from .evaluate import as_it_ran
+    from .train import Share, open_data
+
+    told = read_run(run)
+    chosen = as_it_ran(spec, told)
+    try:
+        data, _ = open_data(chosen, Share(chosen.batch), run, told.get("files"), None)
+    except UserError as error:
+        report(f"no data for the fixture: {error.message}")
+        return None
+    return next(iter(data.heldout(1)))
 
 
 def export_checkpoint(
@@ -145,10 +162,12 @@ def export_model(
     genai: Mapping[str, Any] | None = None,
     wish: Wish | None = None,
     entries: Entries | None = None,
+    typical: Arrays | None = None,
     report: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """The same for a whole-sequence graph and parameters by logical name; `genai` as from `generation_ids`, to make the
-    folder for onnxruntime-genai as well; `entries` to calibrate on where something is quantised.
+    folder for onnxruntime-genai as well; `entries` to calibrate on where something is quantised; `typical`
+    inputs to cut the fixture from, which is random without.
 
     Raises: UserError, SpecError.
     """
@@ -156,7 +175,7 @@ def export_model(
 
     check_target(folder)
     exported, why = step_graph(graph)
-    typical = entries.held_out if entries else None
+    typical = entries.held_out if entries else typical
     given = _fixture(graph, exported, parameters, positions, typical) if fixture else None
     get: Callable[[str], np.ndarray] = lambda name: np.asarray(parameters[name], np.float32)  # noqa: E731
 
@@ -191,7 +210,7 @@ def export_model(
 
 
 def _fixture(graph: Graph, exported: Graph, parameters: Arrays, positions: int, typical: Arrays | None = None) -> Any:
-    """Two rows, one padded: a prompt, and a few single entries across the end of the longest window.
+    """Two rows; of streams one padded: a prompt, and a few single entries across the end of the longest window.
 
     typical  inputs to cut it from; else they are random
     """
@@ -202,7 +221,10 @@ def _fixture(graph: Graph, exported: Graph, parameters: Arrays, positions: int, 
     batch = 2
     inputs = probe_inputs(graph, batch, time + singles, 0, documents=False)
     if typical is not None:
-        inputs = {name: _laid(typical[name], array) for name, array in inputs.items()}
+        if graph.stream is None:
+            inputs = {name: typical[name][:batch] for name in inputs}
+        else:
+            inputs = {name: _laid(typical[name], array) for name, array in inputs.items()}
     large = count(graph) > BY_REFERENCE
     if not exported.states:
         return _by_xla(graph, parameters, [inputs]) if large else onnx.reference_fixture(exported, parameters, [inputs])

@@ -11,15 +11,18 @@ import time
 from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 from PIL import Image
 from tests.runtime.test_fields import images, run  # noqa: F401 - fixtures: 120 blobs, 6 x 8, and a field of them
 
+from planform.backends.onnx import verify_contract
 from planform.runtime.data import LatentData, Share, grid
 from planform.runtime.errors import UserError
 from planform.runtime.evaluate import evaluate_run
+from planform.runtime.exporting import export_run
 from planform.runtime.functa.decode import decode
-from planform.runtime.functa.encode import encode
+from planform.runtime.functa.encode import encode, signals_of
 from planform.runtime.functa.field import Field, centres, psnr
 from planform.runtime.functa.functaset import Functaset, read_shard
 from planform.runtime.functa.sample import sample
@@ -163,6 +166,26 @@ def test_killed_by_the_system(run: Path, whole: Path, tmp_path: Path) -> None:  
     assert done.returncode == 0, done.stderr
     ours, theirs = Functaset.open(folder).read("train"), Functaset.open(whole).read("train")
     np.testing.assert_allclose(ours["latent"], theirs["latent"], atol=1e-5)
+
+
+def test_encoder_and_field_in_plain_onnxruntime(run: Path, whole: Path, tmp_path: Path) -> None:  # noqa: F811
+    """The gradients of the inner loop are in the file: three steps of it give the functaset's latents."""
+    found = Functaset.open(whole)
+    stored = found.read("heldout", ("latent", "index", "loss"))
+    field = Field.of_run(whole / "field")
+    data = signals_of(run, field)
+    batch = data.batch_of(data.part("heldout").take(np.arange(6)))
+    for graph, source in (("fit", run), ("field", whole / "field")):
+        told = export_run(source, tmp_path / graph, graph=graph)
+        assert told["form"] == "sequence" and verify_contract(tmp_path / graph).holds
+    session = ort.InferenceSession(tmp_path / "fit" / "model.onnx")
+    latent, loss = session.run(["latent", "loss"], {n: batch[n] for n in ("coords", "signal")})
+    np.testing.assert_allclose(latent, stored["latent"], atol=1e-5)
+    np.testing.assert_allclose(loss, stored["loss"], atol=1e-6)
+    session = ort.InferenceSession(tmp_path / "field" / "model.onnx")
+    coords = np.broadcast_to(grid(9, 5), (6, 45, 2))
+    (signal,) = session.run(["signal"], {"coords": coords, "latent": latent})
+    np.testing.assert_allclose(signal.reshape(6, 9, 5, 1), field.render(stored["latent"], (9, 5)), atol=1e-4)
 
 
 # -- models of latents -------------------------------------------------------------------------------------------
