@@ -1,0 +1,102 @@
+"""The images of the rows, and fields trained on them once for several rows."""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from planform.runtime.functa.encode import encode
+from planform.runtime.functa.functaset import Functaset
+from planform.runtime.train import train
+from planform.spec import load
+
+PACKAGE = "dataset-fashion-mnist"
+INSTALLED = Path("/usr/share/datasets/fashion-mnist")
+
+NARROW = ("width=32", "depth=4", "rate=0.002", "train.inner.remat=false", "train.evaluate.every=1000000")
+"""A narrower field than the paper's, for minutes on two cores in place of days."""
+LATENTS = {"spatial_functa": ("rows=4", "columns=4", "features=4"), "functa": ("features=64",)}
+"""64 numbers an image, either way."""
+
+
+@functools.cache
+def workspace() -> Path:
+    """A folder for as long as the process runs."""
+    holder = tempfile.TemporaryDirectory(prefix="planform-functa-")
+    globals()["_holder"] = holder
+    return Path(holder.name)
+
+
+@functools.cache
+def fashion_mnist() -> Path:
+    """The folder of Debian's package: where it is installed, or downloaded by apt and unpacked, without root.
+
+    Raises: RuntimeError where there is neither.
+    """
+    asked = Path(os.environ.get("PLANFORM_FASHION_MNIST", INSTALLED))
+    if (asked / "train-images-idx3-ubyte.gz").is_file():
+        return asked
+    folder = workspace() / "debian"
+    folder.mkdir()
+    try:
+        subprocess.run(["apt-get", "download", PACKAGE], cwd=folder, check=True, capture_output=True, timeout=600)
+        (archive,) = folder.glob("*.deb")
+        subprocess.run(["dpkg-deb", "-x", str(archive), str(folder)], check=True, capture_output=True)
+    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        raise RuntimeError(
+            f"Fashion-MNIST is missing: install Debian's {PACKAGE}, or name its folder in PLANFORM_FASHION_MNIST"
+        ) from error
+    return folder / INSTALLED.relative_to("/")
+
+
+@functools.cache
+def digits() -> Path:
+    """scikit-learn's 1,797 digits of 8 x 8."""
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    file = workspace() / "digits.npz"
+    np.savez(file, images=(found.images / 16).astype(np.float32), labels=found.target.astype(np.int32))
+    return file
+
+
+@functools.cache
+def photographs(side: int = 16) -> Path:
+    """scikit-learn's two photographs (427 x 640) in squares of `side`, in colour: 2,080 of 16."""
+    from sklearn.datasets import load_sample_images
+
+    parts = []
+    for image in load_sample_images().images:
+        rows, columns = (n // side for n in image.shape[:2])
+        cut = image[: rows * side, : columns * side].reshape(rows, side, columns, side, 3)
+        parts.append(cut.transpose(0, 2, 1, 3, 4).reshape(-1, side, side, 3))
+    file = workspace() / f"photographs-{side}.npz"
+    np.savez(file, images=np.concatenate(parts))
+    return file
+
+
+@functools.cache
+def trained(model: str, files: Path, steps: int, *more: str) -> Path:
+    """The run of a narrow field on some images."""
+    name = "-".join((model, files.stem, str(steps), *(m.replace("=", "") for m in more)))
+    overrides = (*NARROW, *LATENTS[model], *more)
+    folder = workspace() / "runs" / name
+    train(load(model, "small", overrides), folder, overrides=overrides, files=files, steps=steps, quiet=True)
+    return folder
+
+
+@functools.cache
+def latents(model: str, files: Path, steps: int, limit: int | None = None, *more: str) -> Functaset:
+    """The functaset of such a run."""
+    run = trained(model, files, steps, *more)
+    return encode(run, workspace() / "sets" / f"{run.name}-{limit}", limit=limit, batch=128)
+
+
+def rounded(values: dict[str, Any], digits: int = 2) -> dict[str, Any]:
+    return {k: round(v, digits) if isinstance(v, float) else v for k, v in values.items()}
