@@ -94,6 +94,7 @@ class Emitter:
     sizes: dict[str, tuple[ir.Value, int]] = field(default_factory=dict)  # symbol -> (input, axis)
     products: list[Product] = field(default_factory=list)
     last_rounded: tuple[Any, Any] | None = None  # (which, the rounded matrix)
+    bias_of: dict[ir.Value, tuple[ir.Value, ir.Value]] = field(default_factory=dict)  # sum -> (product, its bias)
     _merged: dict[tuple[ir.Value, int], ir.Value] = field(default_factory=dict)
     _flat: dict[ir.Value, ir.Value] = field(default_factory=dict)
     _shared: dict[Any, Any] = field(default_factory=dict)
@@ -136,6 +137,14 @@ class Emitter:
     def microsoft(self, kind: str, *inputs: ir.Value | None, outputs: int = 1, **attributes: Any) -> Any:
         """Adds one of the runtime's own fused ops."""
         return self.op(kind, *inputs, domain=MICROSOFT, outputs=outputs, **attributes)
+
+    def biased(self, x: ir.Value, bias: ir.Value | None) -> ir.Value:
+        """x plus a bias, if there is one; `bias_of` tells those whose kernel adds it on its way."""
+        if bias is None:
+            return x
+        y: ir.Value = self.op("Add", x, bias)
+        self.bias_of[y] = x, bias
+        return y
 
     def shared(self, key: Any, make: Callable[[], Any]) -> Any:
         """What `make` emits, once for all uses under the same key (masks, angles, lengths)."""
@@ -221,7 +230,10 @@ class Emitter:
             shape = self.integers(*([0] * keep), *(s if isinstance(s, int) else -1 for s in sizes))
         else:
             parts = [self.integers(*([0] * keep))] if keep else []
-            shape = self.op("Concat", *parts, *(self.dim(s) for s in sizes), axis=0)
+            shape = self.shared(
+                ("shape", keep, *map(str, sizes)),
+                lambda: self.op("Concat", *parts, *(self.dim(s) for s in sizes), axis=0),
+            )
         return self.op("Reshape", x, shape)
 
     def merge(self, x: ir.Value, type: TensorType, count: int) -> ir.Value:

@@ -23,6 +23,7 @@ from planform.compiler.types import TensorType
 
 from .emitter import MICROSOFT, ONNX_DTYPES, CannotLower, Emitter, Made, StateLayout, is_weight, shape_of
 from .quantization import PLAIN, Product, Quantization
+from .residuals import fuse_residuals
 from .rules import EXCLUDED, RULES
 
 OPSET = 24  # newest whose Attention has a kernel; also read by the runtime's browser build
@@ -234,8 +235,9 @@ def lower(
             if kept is not None and s.type is not None:
                 kept.type, kept.shape = ir.TensorType(s.dtype or ONNX_DTYPES[s.type.dtype]), shape_of(s.type)
 
+    replaced = fuse_residuals(m, results)
     nodes = live(m.nodes, results)
-    used = {v for n in nodes for v in n.inputs if v is not None} | set(results)
+    used = {v for n in nodes for v in read(n)} | set(results)
     inputs = [x for v in graph.inputs for x in flatten(env[v]) if not is_weight(x)]
     optional = {env[v] for v in graph.of_kind(Input) if v.default is not None}
     model_graph = ir.Graph(
@@ -254,7 +256,8 @@ def lower(
     model.metadata_props.update(sorted(about.items()))
     # A cache in the kernel's layout has other entries than the reference's ring.
     computed = {x for n in nodes for x in n.outputs} - {s.present for s in m.states if s.layout != "plain"}
-    names = {key: str(x.name) for key, x in run.values.items() if x in computed}
+    values = {key: replaced.get(x, x) for key, x in run.values.items()}
+    names = {key: str(x.name) for key, x in values.items() if x in computed}
     return Lowered(model, names, m.states, m.below, max_positions, _used_products(m, used), quantization)
 
 
@@ -280,6 +283,17 @@ def live(nodes: Sequence[ir.Node], results: Sequence[ir.Value]) -> list[ir.Node]
     kept = []
     for node in reversed(nodes):
         if any(v in needed for v in node.outputs):
-            needed.update(v for v in node.inputs if v is not None)
+            needed.update(read(node))
             kept.append(node)
     return kept[::-1]
+
+
+def read(node: ir.Node) -> set[ir.Value]:
+    """The values that a node needs, those that its bodies take from around them among them."""
+    found = {v for v in node.inputs if v is not None}
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            body = attribute.as_graph()
+            own = {*body.inputs, *(v for n in body for v in n.outputs)}
+            found |= {v for n in body for v in read(n)} - own
+    return found

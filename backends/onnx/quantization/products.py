@@ -32,25 +32,27 @@ class Product:
     transposed: bool
 
 
-def product(m: Emitter, x: ir.Value, w: ir.Value, *, transposed: bool = False) -> ir.Value:
-    """x [.., rows] times w [rows, columns], or the transpose of w [columns, rows]."""
+def product(
+    m: Emitter, x: ir.Value, w: ir.Value, bias: ir.Value | None = None, *, transposed: bool = False
+) -> ir.Value:
+    """x [.., rows] times w [rows, columns], or the transpose of w [columns, rows], plus a bias [columns]."""
     if w.const_value is None or w.shape is None or len(w.shape) != 2:
-        return _plain(m, x, w, transposed)
+        return m.biased(_plain(m, x, w, transposed), bias)
     first, second = w.shape.numpy()
     rows, columns = (second, first) if transposed else (first, second)
     m.products.append(Product(str(w.name), x, w, rows, columns, transposed))
     scheme = m.quantization.of(str(w.name), rows, columns)
     if scheme is None:
-        return _plain(m, x, w, transposed)
+        return m.biased(_plain(m, x, w, transposed), bias)
     if scheme.block or transposed:
         scheme = scheme.table() if transposed else scheme
         codes, scales, _ = blocks(m, w, scheme, transposed)
         return m.microsoft(
-            "MatMulNBits", x, codes, scales,
+            "MatMulNBits", x, codes, scales, None, None, bias,
             K=rows, N=columns, bits=scheme.bits, block_size=scheme.block, accuracy_level=4,
         )  # fmt: skip
     codes, scales = columns_of(m, w, scheme)
-    return m.microsoft("DynamicQuantizeMatMul", x, codes, scales)
+    return m.microsoft("DynamicQuantizeMatMul", x, codes, scales, None, bias)
 
 
 def lookup(m: Emitter, table: ir.Value, index: ir.Value) -> ir.Value:

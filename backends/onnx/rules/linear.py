@@ -45,9 +45,8 @@ def rows(m: Emitter, op: Any, x: ir.Value, t: TensorType) -> ir.Value:
 def linear(m: Emitter, node: Node, x: ir.Value, w: ir.Value, bias: ir.Value | None = None) -> ir.Value:
     op: Any = node.op
     summed = 1 if op.over is None else len(op.over)
-    y = product(m, rows(m, op, x, node.inputs[0].type), matrix(m, w, node.inputs[1].type, summed))
-    if bias is not None:
-        y = m.op("Add", y, vector(m, bias, node.inputs[2].type))
+    own = None if bias is None else vector(m, bias, node.inputs[2].type)
+    y = product(m, rows(m, op, x, node.inputs[0].type), matrix(m, w, node.inputs[1].type, summed), own)
     return m.split(y, node.output.type, len(op.out))
 
 
@@ -57,9 +56,8 @@ def linear_packed(m: Emitter, node: Node, x: ir.Value, *weights: ir.Value) -> tu
     n, summed = len(op.outs), 1 if op.over is None else len(op.over)
     types = [v.type for v in node.inputs[1:]]
     matrices = [matrix(m, w, t, summed) for w, t in zip(weights[:n], types)]
-    y = product(m, rows(m, op, x, node.inputs[0].type), side_by_side(m, matrices, 1))
-    if op.bias:
-        y = m.op("Add", y, side_by_side(m, [vector(m, b, t) for b, t in zip(weights[n:], types[n:])], 0))
+    own = side_by_side(m, [vector(m, b, t) for b, t in zip(weights[n:], types[n:])], 0) if op.bias else None
+    y = product(m, rows(m, op, x, node.inputs[0].type), side_by_side(m, matrices, 1), own)
     widths = [prod(d.size for d in out) for out in op.outs]
     parts = m.op("Split", y, m.integers(*widths), axis=-1, outputs=n) if n > 1 else (y,)
     m.joint[tuple(parts)] = y
