@@ -176,8 +176,8 @@ class LinearRecurrenceCached(_Recurrence):
     """`linear_recurrence` for a chunk of new entries that go on from `state` [batch, ..].
 
     `length` int32[batch] counts the entries before the chunk (a stream's first entry starts its document), `count`
-    the valid ones in it. Gives h [batch, time, ..] and the state after each row's last valid entry. `normalise` is
-    that of `linear_recurrence`.
+    the valid ones in it. Gives h [batch, time, ..] and the state after each row's last valid entry; h at padded places
+    is arbitrary but finite. `normalise` is that of `linear_recurrence`.
     """
 
     name: ClassVar[str] = "linear_recurrence_cached"

@@ -1,4 +1,5 @@
-"""A Gemma 2 small enough for the reference, with windows shorter than its inputs, and its forms."""
+"""A Gemma 2 and a RecurrentGemma small enough for the reference, with windows shorter than their inputs, and their
+forms."""
 
 from __future__ import annotations
 
@@ -25,6 +26,16 @@ DIMS = {"d": 32, "layers": 4, "heads": 4, "kv_heads": 2, "head_dim": 16, "ff": 4
 def gemma(**dims: int) -> Graph:
     """The whole-sequence form: [tokens, position, document] -> logits."""
     return elaborate(load("gemma2", "small", [f"{k}={v}" for k, v in {**DIMS, **dims}.items()]), "lm")
+
+
+RECURRENT = {"d": 32, "lru": 48, "layers": 5, "heads": 4, "head_dim": 16, "intermediate": 96, "vocab": VOCAB,
+             "window": WINDOW}  # fmt: skip
+
+
+@cache
+def griffin(**dims: int) -> Graph:
+    """Two recurrent layers, a local attention that sees `WINDOW` + 1 keys, and two recurrent layers again."""
+    return elaborate(load("recurrentgemma", "small", [f"{k}={v}" for k, v in {**RECURRENT, **dims}.items()]), "lm")
 
 
 def weights(graph: Graph, seed: int = 0) -> dict[str, np.ndarray]:

@@ -1,7 +1,9 @@
-"""Recurrences: one Scan over the entries whose body is a product and a sum; the rest is made for all at once."""
+"""Recurrences: a Scan over the entries whose body is a product and a sum; the rest is made for all at once."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,8 @@ import onnx_ir as ir
 from planform.compiler.ops.elementwise import Sigmoid
 from planform.compiler.types import TensorType
 
+from ..emitter import is_weight
+from .linear import vector
 from .registry import Emitter, Node, rule
 from .sequence import indices
 
@@ -37,12 +41,11 @@ def log_decay(m: Emitter, node: Node, x: ir.Value, rate: ir.Value) -> ir.Value:
 @rule("linear_recurrence")
 def linear_recurrence(m: Emitter, node: Node, x: ir.Value, log_a: ir.Value, position: ir.Value) -> ir.Value:
     t = node.inputs[0].type
-    first = m.op("Equal", position, m.constant(0, np.int32))
-    a, b = _coefficients(m, node, x, log_a, _over(m, first, t))
-    a = m.op("Where", _over(m, first, t), m.constant(0.0), a)
+    forget = m.shared(("forget", position.name, t.rank), lambda: _forget(m, position, t))
+    a, b = _coefficients(m, node, x, m.op("Add", log_a, forget))
     # Nothing stands before: zeros of the shape of an entry.
     start = m.op("Expand", m.constant(0.0), m.op("Concat", *(m.dim(s) for s in (t.sizes[0], *t.sizes[2:])), axis=0))
-    return _scan(m, a, b, start, t)[0]
+    return scan(m, a, b, start, t)
 
 
 @rule("linear_recurrence_cached")
@@ -50,64 +53,101 @@ def linear_recurrence_cached(
     m: Emitter, node: Node, x: ir.Value, log_a: ir.Value, state: ir.Value, length: ir.Value, count: ir.Value
 ) -> tuple[ir.Value, ir.Value]:
     t = node.inputs[0].type
-    steps = m.shared(("steps", str(t.sizes[1])), lambda: _row(m, t.sizes[1]))
 
-    def column(v: ir.Value) -> ir.Value:
-        return m.op("Unsqueeze", m.op("Cast", v, to=ir.DataType.INT64), m.integers(1))
+    def forget() -> ir.Value:
+        steps = m.op("Cast", indices(m, t.sizes[1]), to=ir.DataType.INT32)
+        return _forget(m, m.op("Add", m.op("Unsqueeze", length, m.integers(1)), steps), t)
 
-    def begins() -> ir.Value:
-        return m.op("Equal", m.op("Add", column(length), steps), m.constant(0, np.int64))
+    if node.op.normalise:  # type: ignore[attr-defined]  # else a first entry needs no care: the state before it is zero
+        log_a = m.op("Add", log_a, m.shared(("forget", length.name, str(t.sizes[1]), t.rank), forget))
+    h = scan(m, *_coefficients(m, node, x, log_a), state, t)
 
-    key = (str(t.sizes[1]), t.rank)
-    first = m.shared(("begins", length.name, *key), lambda: _over(m, begins(), t))
-    valid = m.shared(("within", count.name, *key), lambda: _over(m, m.op("Less", steps, column(count)), t))
-    a, b = _coefficients(m, node, x, log_a, first)
-    # Before a stream's first entry the state is zero, so its decay needs no care; padding hands the state on.
-    a, b = m.op("Where", valid, a, m.constant(1.0)), m.op("Where", valid, b, m.constant(0.0))
-    return _scan(m, a, b, state, t)
+    def newest() -> tuple[ir.Value, ir.Value]:
+        """(where each row's last valid entry stands, int64[batch, 1]; whether it has one, bool[batch, 1..])"""
+        last = m.op("Sub", m.op("Cast", count, to=ir.DataType.INT64), m.constant(1, np.int64))
+        place = m.op("Unsqueeze", m.op("Max", last, m.constant(0, np.int64)), m.integers(1))
+        some = m.op("GreaterOrEqual", last, m.constant(0, np.int64))
+        return place, m.op("Unsqueeze", some, m.integers(*range(1, t.rank - 1)))
 
-
-def _row(m: Emitter, size: Any) -> ir.Value:
-    return m.op("Unsqueeze", indices(m, size), m.integers(0))
-
-
-def _over(m: Emitter, mask: ir.Value, t: TensorType) -> ir.Value:
-    """bool[batch, time] for all entries of [batch, time, ..]."""
-    return m.op("Unsqueeze", mask, m.integers(*range(2, t.rank)))
+    # Chosen from all that come out, so that padding may do to the state what it likes.
+    place, some = m.shared(("newest entry", count.name, t.rank), newest)
+    return h, m.op("Where", some, m.op("GatherND", h, place, batch_dims=1), state)
 
 
-def _coefficients(m: Emitter, node: Node, x: ir.Value, log_a: ir.Value, first: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """a and b of h = a h + b, b whole where a document begins."""
+GONE = -1e30
+"""The logarithm of a decay that leaves nothing."""
+
+
+def _forget(m: Emitter, position: ir.Value, t: TensorType) -> ir.Value:
+    """What added to log a makes a 0 where a document begins, [batch, time, 1..] from positions [batch, time]."""
+    first = m.op("Equal", position, m.constant(0, np.int32))
+    return _over(m, m.op("Where", first, m.constant(GONE), m.constant(0.0)), t)
+
+
+def _over(m: Emitter, x: ir.Value, t: TensorType) -> ir.Value:
+    """[batch, time] against [batch, time, ..]."""
+    return m.op("Unsqueeze", x, m.integers(*range(2, t.rank)))
+
+
+def _coefficients(m: Emitter, node: Node, x: ir.Value, log_a: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """a and b of h = a h + b."""
     a = m.op("Exp", log_a)
     if not node.op.normalise:  # type: ignore[attr-defined]
         return a, x
-    # 1 - a^2 = tanh(-log a) (1 + a^2): the difference itself is rounding and nothing else as a comes near 1.
-    scale = m.op("Mul", m.op("Tanh", m.op("Neg", log_a)), m.op("Add", m.op("Mul", a, a), m.constant(1.0)))
-    return a, m.op("Mul", x, m.op("Where", first, m.constant(1.0), m.op("Sqrt", scale)))
+    # 1 - a^2 = 2 z / (1 + z) with z = tanh(-log a): the difference itself would be rounding and nothing else as a comes
+    # near 1. Where a is 0, it is 1: a document's first entry comes in whole.
+    half = m.op("Softsign", m.op("Tanh", log_a))
+    return a, m.op("Mul", x, m.op("Sqrt", m.op("Mul", half, m.constant(-2.0))))
 
 
-def _scan(m: Emitter, a: ir.Value, b: ir.Value, start: ir.Value, t: TensorType) -> tuple[ir.Value, ir.Value]:
-    """(h [batch, time, ..], the last h [batch, ..]) of h = a h + b from `start`."""
-    turned = [1, 0, *range(2, t.rank)]
-    body = _body(m, t)
-    last, h = m.op("Scan", start, m.transpose(a, turned), m.transpose(b, turned), outputs=2, body=body,
-                   num_scan_inputs=2)  # fmt: skip
-    return m.transpose(h, turned), last
+def scan(m: Emitter, a: ir.Value, b: ir.Value, start: ir.Value, t: TensorType) -> ir.Value:
+    """h [batch, time, ..] of h = a h + b along time, from `start` [batch, ..]; t is the type of a, b and h.
+
+    For each row of the batch a Scan over its entries, which are read and written where they lie: with one Scan over the
+    entries of all rows the three would have to be transposed, which takes longer than the Scan itself. A chunk of one
+    entry needs none.
+    """
+
+    def step(h: ir.Value, a: ir.Value, b: ir.Value) -> list[ir.Node]:
+        product = ir.node("Mul", [a, h])
+        total = ir.node("Add", [product.outputs[0], b])
+        return [product, total, ir.node("Identity", total.outputs)]
+
+    def row(h: ir.Value, a: ir.Value, b: ir.Value) -> list[ir.Node]:
+        return [_scan(_body(m, "step", step, [t.rank - 2] * 3, 2), h, a, b, states=1)]
+
+    def several() -> list[ir.Node]:
+        return [_scan(_body(m, "row", row, [t.rank - 2, t.rank - 1, t.rank - 1]), start, a, b)]
+
+    def single() -> list[ir.Node]:
+        before = ir.node("Unsqueeze", [start, m.integers(1)])
+        product = ir.node("Mul", [a, before.outputs[0]])
+        return [before, product, ir.node("Add", [product.outputs[0], b])]
+
+    one = m.shared(("one entry", str(t.sizes[1])), lambda: m.op("Equal", m.dim(t.sizes[1]), m.integers(1)))
+    found: ir.Value = m.op("If", one, then_branch=_body(m, "single", single), else_branch=_body(m, "several", several))
+    return found
 
 
-def _body(m: Emitter, t: TensorType) -> ir.Graph:
-    """(h, a, b) -> (a h + b, the same again as a result of the step). Its names are taken from the whole model's:
-    the runtime wants each only once."""
+def _scan(body: ir.Graph, *inputs: ir.Value, states: int = 0) -> ir.Node:
+    attributes = {"body": body, "num_scan_inputs": len(inputs) - states}
+    return ir.node("Scan", inputs, attributes=attributes, num_outputs=len(body.outputs))
+
+
+def _body(
+    m: Emitter, name: str, make: Callable[..., list[ir.Node]], ranks: Sequence[int] = (), results: int = 1
+) -> ir.Graph:
+    """A body with float inputs of these ranks; its results are the last values that its nodes give. Names in it are
+    taken from the whole model's: the runtime wants each only once."""
     kind = ir.TensorType(ir.DataType.FLOAT)
-    rank = t.rank - 1
-    h, a, b = (ir.Value(name=m.fresh(f"step/{n}"), type=kind, shape=ir.Shape([None] * rank)) for n in ("h", "a", "b"))
-    product = ir.node("Mul", [a, h])
-    total = ir.node("Add", [product.outputs[0], b])
-    result = ir.node("Identity", [total.outputs[0]])
-    for n, hint in ((product, "decayed"), (total, "next"), (result, "result")):
-        n.outputs[0].name, n.outputs[0].type = m.fresh(f"step/{hint}"), kind
+    inputs = [ir.Value(name=m.fresh(f"{name}/in"), type=kind, shape=ir.Shape([None] * r)) for r in ranks]
+    nodes = make(*inputs)
+    for n in nodes:
+        for v in n.outputs:
+            v.name, v.type = m.fresh(f"{name}/{n.op_type}"), kind
         n.name = n.outputs[0].name
-    return ir.Graph([h, a, b], [total.outputs[0], result.outputs[0]], nodes=[product, total, result], name="step")
+    made = [v for n in nodes for v in n.outputs]
+    return ir.Graph(inputs, made[-results:], nodes=nodes, name=name)
 
 
 # -- convolutions and block-diagonal products -------------------------------------------------------------------
@@ -130,18 +170,37 @@ def conv1d(m: Emitter, node: Node, x: ir.Value, weight: ir.Value, *rest: ir.Valu
 
 @rule("conv1d_cached")
 def conv1d_cached(m: Emitter, node: Node, *values: ir.Value) -> tuple[ir.Value, ir.Value]:
-    x, weight, bias, kept, _, count = node.op.arguments(values)  # type: ignore[attr-defined]
-    width = node.op.width  # type: ignore[attr-defined]
+    op: Any = node.op
+    x, weight, bias, kept, _, count = op.arguments(values)
     both = m.op("Concat", kept, x, axis=1)
 
     def newest() -> ir.Value:
         """Where the inputs before the next chunk stand: int64[batch, width - 1, 1]."""
         start = m.op("Unsqueeze", m.op("Cast", count, to=ir.DataType.INT64), m.integers(1))
-        rows = m.op("Add", start, m.constant(np.arange(width - 1)[None], np.int64))
+        rows = m.op("Add", start, m.constant(np.arange(op.width - 1)[None], np.int64))
         return m.op("Unsqueeze", rows, m.integers(2))
 
-    rows = m.shared(("newest inputs", count.name, width), newest)
-    return _taps(m, node, both, weight, bias, None), m.op("GatherND", both, rows, batch_dims=1)
+    rows = m.shared(("newest inputs", count.name, op.width), newest)
+    channels = prod(int(s) for s in node.inputs[1].type.sizes[1:])  # type: ignore[arg-type]
+    if channels % CHANNELS or not is_weight(weight):
+        y = _taps(m, node, both, weight, bias, None)
+    else:
+        y = _depthwise(m, node, both, weight, bias, channels)
+    return y, m.op("GatherND", both, rows, batch_dims=1)
+
+
+CHANNELS = 16
+"""The runtime computes a depthwise convolution by blocks of so many channels, and badly where they don't come out."""
+
+
+def _depthwise(m: Emitter, node: Node, x: ir.Value, weight: ir.Value, bias: list[ir.Value], channels: int) -> ir.Value:
+    """As an image of time x 1 pixels: the runtime takes the transpositions as part of its own layout of channels."""
+    t, width = node.inputs[0].type, node.op.width  # type: ignore[attr-defined]
+    x = m.op("Unsqueeze", m.merge(x, t, t.rank - 2), m.integers(2))
+    taps = m.fold(":channels", (channels, 1, width, 1), lambda a: a.reshape(width, -1).T, weight)
+    own = [vector(m, b, v.type) for b, v in zip(bias, node.inputs[2:])]
+    y = m.op("Conv", m.transpose(x, [0, 3, 1, 2]), taps, *own, group=channels, kernel_shape=[width, 1])
+    return m.split(m.op("Squeeze", m.transpose(y, [0, 2, 3, 1]), m.integers(2)), t, t.rank - 2)
 
 
 def _taps(m: Emitter, node: Node, x: ir.Value, weight: ir.Value, bias: list[ir.Value], real: Any) -> ir.Value:
@@ -169,14 +228,8 @@ def _taps(m: Emitter, node: Node, x: ir.Value, weight: ir.Value, bias: list[ir.V
 def block_linear(m: Emitter, node: Node, x: ir.Value, weight: ir.Value, bias: ir.Value | None = None) -> ir.Value:
     t, blocks = node.inputs[0].type, node.op.blocks  # type: ignore[attr-defined]
     part = int(t.sizes[-1]) // blocks  # type: ignore[arg-type]
-    # [.., rows, d] -> [.., blocks, rows, part]: a batch of products, one a block.
-    rows = t.rank - 1
-    y = m.reshape(x, [blocks, part], rows)
-    if rows:
-        swap = [*range(rows - 1), rows, rows - 1, rows + 1]
-        y = m.transpose(m.op("MatMul", m.transpose(y, swap), weight), swap)
-    else:
-        row = m.op("Unsqueeze", y, m.integers(1))
-        y = m.op("Squeeze", m.op("MatMul", row, weight), m.integers(1))
-    y = m.reshape(y, [t.sizes[-1]], rows)
+    # [.., d] -> [rows, blocks, part]: a batch of products, one a block, that reads the rows where they lie.
+    parts = m.shared(("parts", str(x.name), blocks), lambda: m.op("Reshape", x, m.integers(-1, blocks, part)))
+    y = m.transpose(m.microsoft("FusedMatMul", parts, weight, transBatchA=1), [1, 0, 2])
+    y = m.reshape(y, t.sizes)
     return m.op("Add", y, bias) if bias is not None else y
