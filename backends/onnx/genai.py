@@ -26,8 +26,10 @@ CONFIG = "genai_config.json"
 TOKENS, LOGITS = "input_ids", "logits"
 PAST_NAME, PRESENT_NAME = "past_key_values.{layer}.{kind}", "present.{layer}.{kind}"
 
-KINDS = {"key": "key", "value": "value"}
+KINDS = {"key": "key", "value": "value", "inputs": "conv_state", "state": "recurrent_state"}
 """What the generator calls a state, by the last name of its path."""
+RANKS = {"conv_state": (3,), "recurrent_state": (2, 4)}
+"""Of the states that a recurrent layer has, which the generator takes in pairs."""
 
 _LAYER = re.compile(r"(.*\])")
 
@@ -83,13 +85,19 @@ def _places(graph: ir.Graph, states: list[StateLayout]) -> dict[tuple[int, str],
     found: dict[tuple[int, str], StateLayout] = {}
     for s in sorted(states, key=lambda s: first.get(id(s.past), len(first))):
         parent, _, last = s.path.rpartition(".")
-        if last not in KINDS or s.layout not in IN_PLACE:
+        kind = KINDS.get(last, "")
+        rank = s.type.rank if s.type is not None else 0
+        if rank not in RANKS[kind] if kind in RANKS else not kind or s.layout not in IN_PLACE:
             raise CannotLower(f"onnxruntime-genai has no place for the state `{s.path}`")
         inside = _LAYER.match(parent)
-        place = layers.setdefault(inside[1] if inside else parent, len(layers)), KINDS[last]
+        place = layers.setdefault(inside[1] if inside else parent, len(layers)), kind
         if place in found:
             raise CannotLower(f"onnxruntime-genai has one place for `{found[place].path}` and `{s.path}`")
         found[place] = s
+    for (layer, kind), s in found.items():
+        other = next((k for k in RANKS if kind in RANKS and (layer, k) not in found), None)
+        if other:
+            raise CannotLower(f"onnxruntime-genai wants a {other} beside `{s.path}`, and its layer has none")
     return found
 
 
@@ -128,15 +136,16 @@ def _derive(graph: ir.Graph, tokens: ir.Value, length: StateLayout) -> None:
     graph.remove([n for n in graph if n not in needed], safe=True)
 
 
-def write_config(folder: Path, lowered: Lowered, generation: Generation) -> None:
-    """`genai_config.json` of a model from `for_genai`. Sizes are read off the model."""
+def write_config(folder: Path, lowered: Lowered, generation: Generation, longest: int) -> None:
+    """`genai_config.json` of a model from `for_genai`. Sizes are read off the model; `longest` is the longest stream,
+    which the generator wants to know even where there is none."""
     states = json.loads(lowered.model.metadata_props[NAMES])
-    layers: dict[int, StateLayout] = {}
+    by_kind: dict[str, dict[int, StateLayout]] = {}
     for s in lowered.states:
-        found = re.search(r"\d+", states[PAST + s.path])
-        assert found
-        layers[int(found[0])] = s
-    caches = {n: s for n, s in layers.items() if s.type is not None and s.type.rank == 4}
+        _, layer, kind = states[PAST + s.path].split(".")
+        by_kind.setdefault(kind, {})[int(layer)] = s
+    caches = by_kind.get("key", {})
+    kinds = ("key", "value")  # the names of recurrent states can't be chosen
     windows = {n: int(s.type.sizes[2]) for n, s in caches.items() if s.layout == "window"}  # type: ignore[arg-type, union-attr]
     kv_heads, head = (int(next(iter(caches.values())).type.sizes[i]) for i in (1, 3)) if caches else (1, 1)  # type: ignore[arg-type, union-attr]
     attention = {"window": _attribute(lowered, "local_window_size"), "heads": _attribute(lowered, "num_heads")}
@@ -146,19 +155,12 @@ def write_config(folder: Path, lowered: Lowered, generation: Generation) -> None
         "head_size": head,
         "hidden_size": head * max(attention["heads"], default=1),
         "num_attention_heads": max(attention["heads"], default=1),
-        "num_hidden_layers": max(layers, default=-1) + 1,
+        "num_hidden_layers": 1 + max((n for layers in by_kind.values() for n in layers), default=-1),
         "num_key_value_heads": kv_heads,
-        "inputs": {
-            "input_ids": TOKENS,
-            "attention_mask": ATTENTION_MASK,
-            "past_key_names": PAST_NAME.format(layer="%d", kind="key"),
-            "past_value_names": PAST_NAME.format(layer="%d", kind="value"),
-        },
-        "outputs": {
-            "logits": LOGITS,
-            "present_key_names": PRESENT_NAME.format(layer="%d", kind="key"),
-            "present_value_names": PRESENT_NAME.format(layer="%d", kind="value"),
-        },
+        "inputs": {"input_ids": TOKENS, "attention_mask": ATTENTION_MASK,
+                   **{f"past_{kind}_names": PAST_NAME.format(layer="%d", kind=kind) for kind in kinds}},
+        "outputs": {"logits": LOGITS,
+                    **{f"present_{kind}_names": PRESENT_NAME.format(layer="%d", kind=kind) for kind in kinds}},
         "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
     }
     if windows:
@@ -172,12 +174,12 @@ def write_config(folder: Path, lowered: Lowered, generation: Generation) -> None
         "model": {
             "type": "decoder",
             "vocab_size": vocab,
-            "context_length": lowered.max_positions,
+            "context_length": longest,
             **_ids(generation),
             "decoder": decoder,
         },
         "search": {
-            "do_sample": False, "early_stopping": True, "max_length": lowered.max_positions, "min_length": 0,
+            "do_sample": False, "early_stopping": True, "max_length": longest, "min_length": 0,
             "num_beams": 1, "num_return_sequences": 1, "past_present_share_buffer": True, "repetition_penalty": 1.0,
             "temperature": 1.0, "top_k": 50, "top_p": 1.0,
         },

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from planform.compiler.analyses.cost import grows
 from planform.compiler.ir import Buffer, Builder, Graph, Input, Node, Parameter, State, Value
 from planform.compiler.ops.control import Repeat
 from planform.compiler.parameters import layers, logical, stack_shape
@@ -43,6 +44,7 @@ class Lowered:
             the repetitions around it): the very key that the reference's `watch` gets. An array under the
             name has the value's entries in their order, but dims may be merged.
     states  how streaming states are kept
+    max_positions  the longest stream; None: no state grows, and a stream may go on without end
     below   what the entries of integer inputs must be below (they look up rows of a table), by name
     products  every product with a weight matrix
     quantization  how those are stored
@@ -52,7 +54,7 @@ class Lowered:
     names: dict[tuple[Value, Index], str]
     states: list[StateLayout]
     below: dict[str, int]
-    max_positions: int
+    max_positions: int | None
     products: list[Product] = field(default_factory=list)
     quantization: Quantization = PLAIN
 
@@ -205,12 +207,13 @@ def lower(
     Args:
         graph: inputs and states become the model's inputs; a state `p` is `past/p`, its successor `present/p`.
         parameters: gives each logical parameter when its numbers are written; not called before.
-        max_positions: the longest stream that a step form is made for.
+        max_positions: the longest stream that a step form is made for, where its state grows with it.
         metadata: written into the model's own metadata.
         quantization: how matrices and caches are stored; float32 without one.
     Raises: CannotLower where an op has no ONNX form.
     """
-    run = _Lowering(parameters, Emitter(max_positions=max_positions, quantization=quantization))
+    longest = None if graph.states and not grows(graph) else max_positions
+    run = _Lowering(parameters, Emitter(max_positions=longest, quantization=quantization))
     m = run.m
     # A graph's own outputs and inputs come first to their names.
     for name in graph.outputs:
@@ -252,13 +255,13 @@ def lower(
     about = dict(metadata)
     if m.states:
         about["planform.states"] = json.dumps({s.path: s.layout for s in m.states})
-        about["planform.max_positions"] = str(max_positions)
+        about["planform.max_positions"] = "" if longest is None else str(longest)
     model.metadata_props.update(sorted(about.items()))
     # A cache in the kernel's layout has other entries than the reference's ring.
     computed = {x for n in nodes for x in n.outputs} - {s.present for s in m.states if s.layout != "plain"}
     values = {key: replaced.get(x, x) for key, x in run.values.items()}
     names = {key: str(x.name) for key, x in values.items() if x in computed}
-    return Lowered(model, names, m.states, m.below, max_positions, _used_products(m, used), quantization)
+    return Lowered(model, names, m.states, m.below, longest, _used_products(m, used), quantization)
 
 
 def _used_products(m: Emitter, used: set[ir.Value]) -> list[Product]:

@@ -16,7 +16,7 @@ valid (rows are padded at their end; a stream's first chunk has at least one). E
 `below` are at least 0 and below that number. Every state named under
 `states` in the contract goes in under `input` and comes out under `output`; it starts as zeros. In its shape
 `batch` is the number of streams and `capacity` the room for a stream, padding included, at most
-`max_positions`. A state with `in_place` may share its memory with its successor (bind the same buffer as
+`max_positions`; where that is null no state grows, and a stream goes on without end. A state with `in_place` may share its memory with its successor (bind the same buffer as
 input and output); the others must not.
 
 With Python, onnxruntime and NumPy, from this folder:
@@ -92,8 +92,8 @@ configuration has a `sliding_window`, at least `window_size` + `cache_slack`. A 
 `eos_token_id`; where there is none, the generator takes 0 for it. Logits are those of the last entry only.
 
 Plain onnxruntime gets `attention_mask` [batch, past + time] besides: one for each entry of the stream so far and of the
-chunk, zero for padding, which stands at the end of a row. The states are listed in the contract; all may share their
-memory with their successors.
+chunk, zero for padding, which stands at the end of a row. The states are listed in the contract; those with `in_place`
+may share their memory with their successors.
 """
 
 QUANTISED_README = """\

@@ -153,15 +153,17 @@ class Session:
         self._made = {n: o for n, o in made.items() if not n.startswith(PRESENT)}
         self.outputs = list(self._made)
         self.layouts: dict[str, str] = json.loads(about["planform.states"])
-        self.max_positions = int(about["planform.max_positions"])
+        longest = about["planform.max_positions"]
+        self.max_positions = int(longest) if longest else None
         self.batch = self.capacity = 0
 
-    def reset(self, batch: int, capacity: int) -> None:
-        """Begins `batch` new streams with room for `capacity` entries each, padding of chunks included.
+    def reset(self, batch: int, capacity: int = 0) -> None:
+        """Begins `batch` new streams with room for `capacity` entries each, padding of chunks included. Those of a
+        model without `max_positions` go on without end, and there the capacity says nothing.
 
         Raises: ValueError where the model's tables don't reach that far.
         """
-        if capacity > self.max_positions:
+        if self.max_positions is not None and capacity > self.max_positions:
             raise ValueError(f"room for {capacity} entries, but the model was made for {self.max_positions} positions")
         self.batch, self.capacity = batch, capacity
         self.length = np.zeros(batch, np.int64)
@@ -263,7 +265,7 @@ class Session:
             raise ValueError(f"`count` must be {self.batch} numbers from 0 to {time}")
         if np.any((self.length == 0) & (count == 0)):
             raise ValueError("the first chunk of a stream must have at least one entry")
-        if self.length.max() + time > self.capacity:
+        if self.max_positions is not None and self.length.max() + time > self.capacity:
             raise ValueError(f"{self.length.max()} + {time} entries in a stream with room for {self.capacity}")
 
     def advance(self, tokens: np.ndarray, count: np.ndarray | None = None) -> np.ndarray:

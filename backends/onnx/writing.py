@@ -47,7 +47,7 @@ def export(
         graph: a whole-sequence graph, or one in step form.
         parameters: the array of a logical parameter name.
         metadata: what the contract and the model say of their origin (`spec`, `size`, `hash`).
-        max_positions: the longest stream that a step form is made for.
+        max_positions: the longest stream that a step form is made for, where its state grows with it.
         fixture: inputs with expected outputs, for `verify_contract` and for anybody else.
         companions: files to put beside the model, by name: a tokenizer, what generation needs.
         genai: makes it a folder that onnxruntime-genai loads too, with these ids in its configuration.
@@ -63,7 +63,7 @@ def export(
         for name, content in companions.items():
             (stage / name).write_bytes(content)
         if genai is not None:
-            write_config(stage, lowered, genai)
+            write_config(stage, lowered, genai, lowered.max_positions or max_positions)
         write_contract(stage, lowered, metadata, fixture)
     return folder
 

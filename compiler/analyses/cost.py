@@ -130,6 +130,12 @@ class StateSize:
         return self.fixed + capacity * self.per_token
 
 
+def grows(step: Graph) -> bool:
+    """Whether the state of a graph in step form grows with the stream. One that doesn't can be fed without end."""
+    sizes = (s.type.elements for s in step.states)
+    return any(substitute(size, {CAPACITY: 0}) != size for size in sizes)
+
+
 def state_size(step: Graph) -> StateSize:
     """The state of a graph in step form (see passes/stateful.py), of one stream, in the states' own dtypes.
 

@@ -26,7 +26,7 @@ from planform.backends.onnx import (
 )
 from planform.runtime.cli import app
 
-from .onnx_models import VOCAB, WINDOW, fused, gemma, step, tokens, weights
+from .onnx_models import VOCAB, WINDOW, fused, gemma, griffin, step, tokens, weights
 
 og = pytest.importorskip("onnxruntime_genai")
 
@@ -53,15 +53,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made(tmp_path_factory.mktemp("made") / "model", fixture=fixture)
 
 
-def logits(prompt: Any) -> np.ndarray:
+def logits(prompt: Any, graph: Any = None) -> np.ndarray:
     """The reference's, [batch, time, vocab]."""
-    return reference.run(gemma(), parameters(gemma()), {"tokens": np.asarray(prompt)})["logits"]
+    graph = graph or gemma()
+    return reference.run(graph, parameters(graph), {"tokens": np.asarray(prompt)})["logits"]
 
 
-def greedy(prompt: list[int], new: int) -> list[int]:
+def greedy(prompt: list[int], new: int, graph: Any = None) -> list[int]:
     found = list(prompt)
     for _ in range(new):
-        found.append(int(logits([found])[0, -1].argmax()))
+        found.append(int(logits([found], graph)[0, -1].argmax()))
     return found
 
 
@@ -221,3 +222,48 @@ def test_what_it_cannot_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CannotLower, match=r"no place for the state `lm\.layer\[0\]"):
         made(tmp_path / "ring", narrow)
     assert not list(tmp_path.iterdir())
+
+
+# -- recurrent models --------------------------------------------------------------------------------------------
+
+GRIFFIN, HAWK = {"layers": 5}, {"layers": 2}  # with a layer of attention among recurrent ones, and without any
+
+
+@pytest.mark.parametrize("dims", [GRIFFIN, HAWK], ids=["with attention", "without"])
+@pytest.mark.parametrize("rows, search", [(1, {}), (2, {}), (1, {"chunk_size": 7})])
+def test_recurrent_states_go_from_step_to_step(
+    tmp_path: Path, dims: dict[str, int], rows: int, search: dict[str, Any]
+) -> None:
+    """Their generator, ours and the reference write the same, and give the same logits after each chunk."""
+    graph = griffin(**dims)
+    prompts = tokens(rows, PROMPT, 4)
+    want = [greedy([int(t) for t in p], NEW, graph) for p in prompts]
+    assert len({*want[0][PROMPT:]}) > NEW // 4
+    never = next(i for i in range(VOCAB) if i not in np.array(want))
+    folder = made(tmp_path / "model", graph, genai=Generation(eos=(never,)))
+    g = generator(folder, rows, **search)
+    g.append_tokens(prompts if rows > 1 else prompts[0])
+    assert generated(g, rows) == want
+    session, text = Session(folder), np.array(want)
+    session.reset(rows)
+    g = generator(folder, rows)
+    for start, stop in ((0, 13), (13, 14), (14, 15), (15, 35), (35, 36)) if rows == 1 else ((0, 13),):
+        g.append_tokens(text[:, start:stop] if rows > 1 else text[0, start:stop])
+        ours = session.advance(text[:, start:stop])
+        np.testing.assert_allclose(g.get_logits(), ours, atol=1e-6)
+        np.testing.assert_allclose(ours[:, 0], logits(text, graph)[:, stop - 1], atol=1e-4)
+
+
+def test_the_contract_of_a_recurrent_model_holds(tmp_path: Path) -> None:
+    graph = griffin()
+    inputs = [{"tokens": tokens(2, max(c), i), "count": np.array(c, np.int32)} for i, c in enumerate(([20, 3], [1, 9]))]
+    fixture = reference_fixture(step(graph, last=True), parameters(graph), inputs)
+    folder = made(tmp_path / "model", graph, fixture=fixture)
+    verdict = verify_contract(folder)
+    assert verdict.holds and 0 < verdict.errors["logits"] < 2e-5
+    kinds = {0: 1, 1: 1, 2: 0, 3: 1, 4: 1}
+    names = {1: ("conv_state", "recurrent_state"), 0: ("key", "value")}
+    states = json.loads((folder / "contract.json").read_text())["states"]
+    assert {s["input"]: s["output"] for s in states} == {
+        f"past_key_values.{n}.{kind}": f"present.{n}.{kind}" for n, r in kinds.items() for kind in names[r]
+    }

@@ -134,7 +134,7 @@ def _group_query(m: Emitter, node: Node, states: list[StateLayout], *inputs: ir.
     q, k, v, key_cache, value_cache, length, count = inputs
     qt, kt, vt = (x.type for x in node.inputs[:3])
     # A window that no stream outgrows is none, and then the cache is no larger than the stream.
-    window = op.window if op.window and op.window < m.max_positions else None
+    window = op.window if op.window and op.window < (m.max_positions or op.window + 1) else None
     for state in states:
         _lay_out(state, window)
     scales = [_cache_scale(m, s) for s in (_of(states, key_cache), _of(states, value_cache))]
@@ -207,7 +207,9 @@ def _rotation(
     m: Emitter, q: ir.Value, k: ir.Value, length: ir.Value, qt: TensorType
 ) -> tuple[Rope, ir.Value, ir.Value] | None:
     """(the rope, query and key before it) where both were rotated alike, at the positions length + 0, 1 ..,
-    and in a form that the kernel knows."""
+    and in a form that the kernel knows: it reads angles from a table, which streams without end would leave."""
+    if m.max_positions is None:
+        return None
     made = [m.made.get(x) for x in (q, k)]
     if not all(x is not None and isinstance(x.op, Rope) for x in made) or made[0].op != made[1].op:  # type: ignore[union-attr]
         return None
@@ -223,6 +225,7 @@ def _rotation(
 
 def _angle_table(m: Emitter, kind: str, base: float, half: int) -> ir.Value:
     """cos or sin of all angles, [max_positions, half], exact to float32."""
+    assert m.max_positions is not None
     shape = (m.max_positions, half)
     function = {"cos": np.cos, "sin": np.sin}[kind]
 
