@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from planform.compiler.ops import attention as ops
@@ -24,12 +25,20 @@ def angles(call: Call, position: Any, half: int, base: float) -> tuple[jax.Array
             where = jnp.arange(position.type.shape({})[-1]) if position.kind == "iota" else position.array()
         else:
             where = position
-        rates = base ** (-jnp.arange(half, dtype=wide) / half)
-        angle = (where[..., None].astype(wide) * rates)[..., None, :]
+        angle = sum(
+            ((where >> shift) & 255)[..., None].astype(wide) * turn.astype(wide) for shift, turn in _turns(half, base)
+        )[..., None, :]
         # The position is kept beside its angles, so that its id is no other value's.
         call.shared[key] = (jnp.cos(angle), jnp.sin(angle), position)
     cos, sin, _ = call.shared[key]
     return cos, sin
+
+
+def _turns(half: int, base: float) -> list[tuple[int, np.ndarray]]:
+    """(shift, angle of 1 << shift entries, less whole turns): a position's angle from its digits. The product of a
+    position and a rate in float32 is wrong by 5e-4 at 8,000 entries and by a turn after a few millions."""
+    rates = ops.rope_angles(np.ones(()), half, base)
+    return [(shift, np.remainder(rates * 2.0**shift + np.pi, 2 * np.pi) - np.pi) for shift in (0, 8, 16, 24)]
 
 
 @rule(ops.Rope, lazy=Default, floats="own")
