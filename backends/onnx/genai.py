@@ -157,10 +157,15 @@ def write_config(folder: Path, lowered: Lowered, generation: Generation, longest
         "num_attention_heads": max(attention["heads"], default=1),
         "num_hidden_layers": 1 + max((n for layers in by_kind.values() for n in layers), default=-1),
         "num_key_value_heads": kv_heads,
-        "inputs": {"input_ids": TOKENS, "attention_mask": ATTENTION_MASK,
-                   **{f"past_{kind}_names": PAST_NAME.format(layer="%d", kind=kind) for kind in kinds}},
-        "outputs": {"logits": LOGITS,
-                    **{f"present_{kind}_names": PRESENT_NAME.format(layer="%d", kind=kind) for kind in kinds}},
+        "inputs": {
+            "input_ids": TOKENS,
+            "attention_mask": ATTENTION_MASK,
+            **{f"past_{kind}_names": PAST_NAME.format(layer="%d", kind=kind) for kind in kinds},
+        },
+        "outputs": {
+            "logits": LOGITS,
+            **{f"present_{kind}_names": PRESENT_NAME.format(layer="%d", kind=kind) for kind in kinds},
+        },
         "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
     }
     if windows:

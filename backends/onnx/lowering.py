@@ -261,11 +261,12 @@ def lower(
     computed = {x for n in nodes for x in n.outputs} - {s.present for s in m.states if s.layout != "plain"}
     values = {key: replaced.get(x, x) for key, x in run.values.items()}
     names = {key: str(x.name) for key, x in values.items() if x in computed}
-    return Lowered(model, names, m.states, m.below, longest, _used_products(m, used), quantization)
+    return Lowered(model, names, m.states, m.below, longest, _used_products(m, used, replaced), quantization)
 
 
-def _used_products(m: Emitter, used: set[ir.Value]) -> list[Product]:
-    return [p for p in m.products if p.x in used]
+def _used_products(m: Emitter, used: set[ir.Value], replaced: Mapping[ir.Value, ir.Value]) -> list[Product]:
+    products = (replace(p, x=replaced.get(p.x, p.x)) for p in m.products)
+    return [p for p in products if p.x in used]
 
 
 def flatten(x: Any) -> list[ir.Value]:

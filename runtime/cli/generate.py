@@ -42,7 +42,9 @@ def generate(
     system: Annotated[
         str | None, typer.Option("--system", metavar="TEXT", help="What a conversation begins with.")
     ] = None,
-    tokens: Annotated[int, typer.Option("--tokens", min=1, help="How many to write, at most.")] = 128,
+    tokens: Annotated[
+        int, typer.Option("--tokens", min=0, help="How many to write, at most. 0: without end, if the model can.")
+    ] = 128,
     temperature: Annotated[float, typer.Option("--temperature", help="0 takes the likeliest token.")] = 0.8,
     top_k: Annotated[int | None, typer.Option("--top-k", help="Draw from so many likeliest tokens.")] = None,
     top_p: Annotated[
@@ -82,16 +84,17 @@ def generate(
         raise UserError("there is no prompt", help="give --prompt TEXT or --prompt-file FILE")
     model = open_model(folder, graph, tuple(overrides or ()))
     lead = [] if system is None else [{"role": "system", "content": _text(system)}]
+    most = tokens or None
     if talk:
-        _talk(model, lead, tokens, how, stops)
+        _talk(model, lead, most, how, stops)
         return
-    made = _Made(model.decoder.engine)
+    made = _Made(model.decoder.engine, keep=as_json or len(texts) > 1)
     if chat:
         prompts = [model.conversation([*lead, {"role": "user", "content": text}]) for text in texts]
-        pieces = made.watch(write(model, prompts, tokens, how, stops, model.turn_ends()))
+        pieces = made.watch(write(model, prompts, most, how, stops, model.turn_ends()))
     else:
         prompts = [model.prompt(text) for text in texts]
-        pieces = made.watch(write(model, prompts, tokens, how, stops))
+        pieces = made.watch(write(model, prompts, most, how, stops))
     if as_json:
         _print_json(made, pieces, texts, prompts)
     elif len(texts) == 1:
@@ -106,21 +109,25 @@ def generate(
 
 
 class _Made:
-    """What is known of some texts while they are written."""
+    """What is known of some texts while they are written; the texts themselves where they are to be kept."""
 
-    def __init__(self, engine: str) -> None:
-        self.engine = engine
+    def __init__(self, engine: str, keep: bool) -> None:
+        self.engine, self._keep = engine, keep
         self.texts: dict[int, str] = {}
         self.ids: dict[int, list[int]] = {}
         self.written = 0
+        self._rows: set[int] = set()  # that have a token
         self._first = self._last = 0.0
 
     def watch(self, pieces: Iterable[Piece]) -> Iterator[Piece]:
         for piece in pieces:
-            self.texts[piece.row] = self.texts.get(piece.row, "") + piece.text
-            ids = self.ids.setdefault(piece.row, [])
+            if self._keep:
+                self.texts[piece.row] = self.texts.get(piece.row, "") + piece.text
+                self.ids.setdefault(piece.row, [])
             if piece.token is not None:
-                ids.append(piece.token)
+                self._rows.add(piece.row)
+                if self._keep:
+                    self.ids[piece.row].append(piece.token)
                 self.written += 1
                 self._last = time.perf_counter()
                 self._first = self._first or self._last
@@ -128,7 +135,7 @@ class _Made:
 
     def rate(self) -> float | None:
         """Tokens a second after the first of every text, which the prompts are part of."""
-        rest = self.written - sum(bool(ids) for ids in self.ids.values())
+        rest = self.written - len(self._rows)
         return rest / (self._last - self._first) if rest > 0 and self._last > self._first else None
 
 
@@ -158,7 +165,7 @@ def _print_json(made: _Made, pieces: Iterable[Piece], texts: Sequence[str], prom
     print_json({"engine": made.engine, "tokens_per_second": rate and round(rate, 1), "texts": rows})
 
 
-def _talk(model: Model, lead: Sequence[Message], tokens: int, how: Sampling, stops: Sequence[str]) -> None:
+def _talk(model: Model, lead: Sequence[Message], tokens: int | None, how: Sampling, stops: Sequence[str]) -> None:
     """A conversation on the terminal, until its input ends. Ctrl-C ends an answer."""
     from ..errors import UserError
     from ..generation.resuming import Resuming

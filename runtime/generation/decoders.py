@@ -24,14 +24,17 @@ class Decoder(Protocol):
     """vocab    how many ids the model knows, which is the length of its logits
     engine   what computes
     longest  the most entries that a stream may have, or None
+    endless  whether a stream may go on without end, in the memory that it has
     """
 
     vocab: int
     engine: str
     longest: int | None
+    endless: bool
 
     def start(self, batch: int, capacity: int) -> None:
-        """Begins `batch` new streams with room for so many entries each. Raises: UserError where that is too much."""
+        """Begins `batch` new streams with room for so many entries each, which says nothing where they are endless.
+        Raises: UserError where that is too much."""
 
     def feed(self, tokens: np.ndarray, count: np.ndarray) -> np.ndarray:
         """Takes the next entries of every stream.
@@ -60,6 +63,7 @@ class OnnxDecoder:
         (logits,) = json.loads((folder / CONTRACT).read_text())["outputs"]
         self.vocab = int(logits["shape"][-1])
         self.longest: int | None = self._session.max_positions
+        self.endless = self.longest is None
 
     def start(self, batch: int, capacity: int) -> None:
         if self.longest is not None and capacity > self.longest:
@@ -84,6 +88,7 @@ class XlaDecoder:
         import jax
 
         from planform.backends import xla
+        from planform.compiler.analyses.cost import grows
         from planform.compiler.passes.last import last_only
         from planform.compiler.passes.pipeline import optimise
         from planform.compiler.size import evaluate
@@ -94,6 +99,7 @@ class XlaDecoder:
         if len(inputs) != 1 or len(outputs) != 1:
             raise UserError(f"`{graph.name}` is no language model: it takes {', '.join(inputs)}")
         self._graph, self._input, self._output = step, inputs[0], outputs[0]
+        self.endless = not grows(step)
         self.vocab = evaluate(step.outputs[outputs[0]].type.sizes[-1], {})
         self._policy = xla.Policy(platform=jax.default_backend())
         self._parameters = xla.from_logical(lambda n: parameters[n], step, self._policy)

@@ -16,6 +16,7 @@ class Resuming:
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
         self.vocab, self.engine, self.longest = decoder.vocab, decoder.engine, decoder.longest
+        self.endless = decoder.endless
         self._held = np.zeros(0, np.int64)
         self._room = 0
         self._begins = False
@@ -25,7 +26,7 @@ class Resuming:
         if batch != 1:
             raise ValueError(f"a conversation is one stream, not {batch}")
         self._begins = True
-        if capacity > self._room or not len(self._held):
+        if not len(self._held) or (capacity > self._room and not self.endless):
             self._begin(max(capacity, min(2 * capacity, self.longest or 2 * capacity)))
 
     def feed(self, tokens: np.ndarray, count: np.ndarray) -> np.ndarray:

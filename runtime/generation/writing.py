@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count as count_from
 
 import numpy as np
 
@@ -23,21 +24,22 @@ class Rows:
 
     decoder   what computes; its streams begin anew with every `Rows`
     prompts   integer [time] each, of any lengths
-    tokens    how many to write, at most
+    tokens    how many to write, at most; None: until every row ends by itself or is told to
     sampling  how they are chosen
     ends      ids that end a row and don't count as its tokens
     vocab     ids from here on are never chosen; all may be, without one
 
     Iterating gives (row, token) as tokens come, and (row, None) once for a row that ends by itself; `ended` says why.
     A row that is told to `end` takes no part from the next step on.
-    Raises: UserError for a prompt that is empty, too long, or another tokenizer's.
+    Raises: UserError for a prompt that is empty, too long, or another tokenizer's, and for a text without end of a
+    model that keeps all that it has read.
     """
 
     def __init__(
         self,
         decoder: Decoder,
         prompts: Sequence[np.ndarray],
-        tokens: int,
+        tokens: int | None,
         sampling: Sampling,
         ends: Collection[int] = (),
         vocab: int | None = None,
@@ -55,7 +57,12 @@ class Rows:
         self._sampling, self._ends = sampling, frozenset(ends)
         self._vocab = min(decoder.vocab, vocab or decoder.vocab)
         self.ended: list[str | None] = [None] * len(prompts)
-        decoder.start(len(prompts), max(len(ids) for ids in prompts) + tokens)
+        if tokens is None and not decoder.endless:
+            raise UserError(
+                "this model keeps all that it has read, so a text of its must end somewhere",
+                help="say how many --tokens; only models whose state doesn't grow write without end",
+            )
+        decoder.start(len(prompts), max(len(ids) for ids in prompts) + (tokens or 0))
 
     def end(self, row: int, why: str = STOP) -> None:
         self.ended[row] = self.ended[row] or why
@@ -69,7 +76,7 @@ class Rows:
             feed[row, : len(ids)] = ids
             if seen is not None:
                 seen[row, ids[ids < self._vocab]] = True
-        for step in range(self._tokens):
+        for step in count_from(0) if self._tokens is None else range(self._tokens):
             logits = self._decoder.feed(feed, count)[:, : self._vocab]
             chosen = sample(logits, self._sampling, step, seen)
             for row in range(batch):
@@ -105,13 +112,14 @@ class Piece:
 def write(
     model: Model,
     prompts: Sequence[np.ndarray],
-    tokens: int,
+    tokens: int | None,
     sampling: Sampling,
     stops: Sequence[str] = (),
     ends: Collection[int] | None = None,
 ) -> Iterator[Piece]:
     """The texts that follow some prompts, piece by piece as they come; every row's last piece has `ended`.
 
+    tokens  how many to write, at most; None: without end, see `Rows`
     stops  strings that end a row; they are never said
     ends   ids that end a row; those of the model, unless given
     Raises: UserError as `Rows` and `StopStrings` do, before anything is written.

@@ -148,6 +148,7 @@ class Spy:
     def __init__(self, decoder: Decoder) -> None:
         self.decoder, self.taken = decoder, 0
         self.vocab, self.engine, self.longest = decoder.vocab, decoder.engine, decoder.longest
+        self.endless = decoder.endless
 
     def start(self, batch: int, capacity: int) -> None:
         self.decoder.start(batch, capacity)

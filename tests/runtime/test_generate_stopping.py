@@ -65,6 +65,7 @@ class Script:
 
     engine = "script"
     longest = None
+    endless = False
 
     def __init__(self, rows: list[list[int]], vocab: int) -> None:
         self.rows, self.vocab = rows, vocab
