@@ -79,8 +79,8 @@ def is_weight(value: ir.Value) -> bool:
 @dataclass
 class Emitter:
     """`path` names what is emitted; `max_positions` is the longest stream, and how many positions tables of
-    angles cover, or None for streams without end; `below` says of integer inputs what they must be below, as rows of a table; `products` are the uses
-    of weight matrices, and `quantization` says how those are stored."""
+    angles cover, or None for streams without end; `below` says of integer inputs what they must be below, as rows of a
+    table; `products` are the uses of weight matrices, and `quantization` says how those are stored."""
 
     max_positions: int | None = 8192
     quantization: Quantization = PLAIN

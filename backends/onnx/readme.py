@@ -16,8 +16,8 @@ valid (rows are padded at their end; a stream's first chunk has at least one). E
 `below` are at least 0 and below that number. Every state named under
 `states` in the contract goes in under `input` and comes out under `output`; it starts as zeros. In its shape
 `batch` is the number of streams and `capacity` the room for a stream, padding included, at most
-`max_positions`; where that is null no state grows, and a stream goes on without end. A state with `in_place` may share its memory with its successor (bind the same buffer as
-input and output); the others must not.
+`max_positions`; where that is null no state grows, and a stream goes on without end. A state with `in_place`
+may share its memory with its successor (bind the same buffer as input and output); the others must not.
 
 With Python, onnxruntime and NumPy, from this folder:
 
