@@ -130,7 +130,7 @@ def scan(m: Emitter, a: ir.Value, b: ir.Value, start: ir.Value, t: TensorType) -
 
 
 def _scan(body: ir.Graph, *inputs: ir.Value, states: int = 0) -> ir.Node:
-    attributes = {"body": body, "num_scan_inputs": len(inputs) - states}
+    attributes: dict[str, Any] = {"body": body, "num_scan_inputs": len(inputs) - states}
     return ir.node("Scan", inputs, attributes=attributes, num_outputs=len(body.outputs))
 
 
@@ -181,7 +181,8 @@ def conv1d_cached(m: Emitter, node: Node, *values: ir.Value) -> tuple[ir.Value, 
         return m.op("Unsqueeze", rows, m.integers(2))
 
     rows = m.shared(("newest inputs", count.name, op.width), newest)
-    channels = prod(int(s) for s in node.inputs[1].type.sizes[1:])  # type: ignore[arg-type]
+    sizes = [int(s) for s in node.inputs[1].type.sizes[1:]]  # type: ignore[arg-type]
+    channels = prod(sizes)
     if channels % CHANNELS or not is_weight(weight):
         y = _taps(m, node, both, weight, bias, None)
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 from typing import Any
 
 import jax
@@ -25,9 +26,10 @@ def angles(call: Call, position: Any, half: int, base: float) -> tuple[jax.Array
             where = jnp.arange(position.type.shape({})[-1]) if position.kind == "iota" else position.array()
         else:
             where = position
-        angle = sum(
+        parts = [
             ((where >> shift) & 255)[..., None].astype(wide) * turn.astype(wide) for shift, turn in _turns(half, base)
-        )[..., None, :]
+        ]
+        angle = functools.reduce(operator.add, parts)[..., None, :]
         # The position is kept beside its angles, so that its id is no other value's.
         call.shared[key] = (jnp.cos(angle), jnp.sin(angle), position)
     cos, sin, _ = call.shared[key]
