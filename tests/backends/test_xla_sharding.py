@@ -57,8 +57,8 @@ def test_a_recurrence_split_over_devices() -> None:
 @pytest.mark.slow
 def test_a_model_whose_sequences_are_split() -> None:
     cases = [
+        "seq=8 time=512",
         "seq=8 time=256",
-        "seq=8 time=128",
         "data=2 seq=2 tensor=2 time=64 form=kernel",
         "seq=4 time=61 form=associative",
     ]
