@@ -69,38 +69,16 @@ def race(name: str, options: Options) -> Outcome:
     paths, missing = forms({n: KINDS[n][1:] for n in r.contenders}, options)
     if not set(r.ours) & set(paths) or not set(r.peers) & set(paths):
         return {"missing": missing}, "undecided"
-    parts = [_prompt(r, length, paths, options) for length in r.prompts]
-    figure: Figure = {"model": options.model}
-    if len(parts) == 1:
-        figure |= parts[0][0]
-    else:
-        figure |= {f"prompt of {length}": part for length, (part, _) in zip(r.prompts, parts)}
-    verdicts = [verdict for _, verdict in parts]
-    if all(n.endswith(("-f32", "-mapped", "-flash")) for n in r.contenders):
-        figure["largest difference of logits"], equal = agreement(list(paths), paths, options)
-        verdicts.append(equal)
-    if r.refused:
-        able, figure["can't run this model"] = forms({n: KINDS[n][1:] for n in r.refused}, options)
-        missing |= dict.fromkeys(able, "it takes this model by now, and isn't measured")
-    if missing:
-        figure["missing"] = figure.get("missing", {}) | missing
-        verdicts.append("undecided")
-    return figure, together(verdicts)
-
-
-def _prompt(r: Race, length: int, paths: dict[str, Path], options: Options) -> Outcome:
-    """A race after, or over, a prompt of that length."""
-    asked = ["--size", options.model, "--prompt", length, "--new", r.new, "--threads", physical_cores()]
+    asked = ["--size", options.model, "--prompt", r.prompt, "--new", r.new, "--threads", physical_cores()]
     asked += ["--warm"] if r.what == "prefill" else []
     runs = {name: partial(rounds.child, "child", name, paths[name], *asked) for name in r.contenders if name in paths}
     if r.what == "prefill":
         runs |= {f"product-{n}": partial(_product, n) for n in (*LIBRARIES, SMALL)}
-    title = f"{r.name}-{options.model}" if len(r.prompts) == 1 else f"{r.name}-{options.model}-{length}"
-    count = -(-options.rounds // r.fewer.get(length, 1))
-    found = rounds.interleaved(title, runs, count, options.folder, r.every)
-    missing = {name: str(row["error"]) for name, rows in found.items() for row in rows if "error" in row}
+    count = -(-options.rounds // r.fewer)
+    found = rounds.interleaved(f"{r.name}-{options.model}", runs, count, options.folder, r.every)
+    missing |= {name: str(row["error"]) for name, rows in found.items() for row in rows if "error" in row}
     speeds = {
-        name: [(row["round"], _speed(r, length, row)) for row in found[name]]
+        name: [(row["round"], _speed(r, row)) for row in found[name]]
         for name in r.contenders
         if found.get(name) and name not in missing
     }
@@ -110,8 +88,8 @@ def _prompt(r: Race, length: int, paths: dict[str, Path], options: Options) -> O
     best, rival = (max(names, key=lambda n: _median(speeds[n])) for names in (ours, peers))
     ratio = interval(rounds.paired(speeds[best], speeds[rival]))
     figure: Figure = {
-        "prompt": length, "ours": best, "best peer": rival,
-        "ratio": rounded(ratio), "tokens_s": {n: spread([s for _, s in v]) for n, v in speeds.items()},
+        "model": options.model, "prompt": r.prompt, "ours": best, "best peer": rival, "ratio": rounded(ratio),
+        "tokens_s": {n: spread([s for _, s in v]) for n, v in speeds.items()},
     }  # fmt: skip
     verdicts = [judged(*ratio[1:], aim=r.aim)]
     if r.what == "decode":
@@ -131,6 +109,12 @@ def _prompt(r: Race, length: int, paths: dict[str, Path], options: Options) -> O
     for title, key, scale in (("seconds to load", "load_s", 1.0), ("peak memory, MB", "memory", 1e-6)):
         figure[title] = {n: rounded([statistics.median(row[key] for row in found[n]) * scale])[0] for n in speeds}
     figure["others' share of the processors"] = spread([row["others"] for rows in found.values() for row in rows])
+    if all(n.endswith(("-f32", "-mapped", "-flash")) for n in speeds):
+        figure["largest difference of logits"], equal = agreement(list(speeds), paths, options)
+        verdicts.append(equal)
+    if r.refused:
+        able, figure["can't run this model"] = forms({n: KINDS[n][1:] for n in r.refused}, options)
+        missing |= dict.fromkeys(able, "it takes this model by now, and isn't measured")
     if missing:
         figure["missing"] = missing
         verdicts.append("undecided")
@@ -217,9 +201,9 @@ def _product(library: str) -> rounds.Result:
     return {"rate": product_rate(library, physical_cores())}
 
 
-def _speed(r: Race, length: int, row: rounds.Result) -> float:
+def _speed(r: Race, row: rounds.Result) -> float:
     """Tokens/s."""
-    return rounds.speed(row, "step_s") if r.what == "decode" else rounds.speed(row, "prefill_s", length)
+    return rounds.speed(row, "step_s") if r.what == "decode" else rounds.speed(row, "prefill_s", r.prompt)
 
 
 def _shares(rows: Sequence[rounds.Result], speeds: Sequence[tuple[int, float]], size: int) -> list[float]:

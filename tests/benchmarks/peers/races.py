@@ -7,12 +7,11 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Race:
-    """One row: `aim` times the fastest of the peers, for each length of prompt. What is fastest is decided by the
-    medians.
+    """One row: `aim` times the fastest of the peers. What is fastest is decided by the medians.
 
     beside   contenders that are measured too and decide nothing
     refused  tools that don't take the model: tried, so that the figure says why
-    fewer    by prompt: only each n-th of the rounds
+    fewer    only each n-th of the rounds, where they are long
     every    contenders known to be slow, which run in each n-th round only
     share    of the read bandwidth (decoding) that ours must reach besides
     """
@@ -22,11 +21,11 @@ class Race:
     ours: tuple[str, ...]
     peers: tuple[str, ...]
     aim: float
-    prompts: tuple[int, ...] = (512,)
+    prompt: int = 512
     new: int = 32
     beside: tuple[str, ...] = ()
     refused: tuple[str, ...] = ()
-    fewer: dict[int, int] = field(default_factory=dict)
+    fewer: int = 1
     every: dict[str, int] = field(default_factory=dict)
     share: float | None = None
 
@@ -50,7 +49,7 @@ GEMMA2 = (
         new=48, every={"ours-w8": 3, "llama-q8_0-flash": 3},
     ),
     Race(
-        "decode_int4_4k", "decode", ("ours-int4-kv8", "ours-int4"), ("genai-int4",), 1.3, prompts=(4096,),
+        "decode_int4_4k", "decode", ("ours-int4-kv8", "ours-int4"), ("genai-int4",), 1.3, prompt=4096,
         every={"ours-int4": 3},
     ),
     Race(
@@ -66,7 +65,6 @@ GEMMA2 = (
 
 SLOW = {"deepmind-f32": 3, "deepmind-torch-f32": 3, "jax-f32": 3, "ours-f32-mapped": 3, "ours-int4-kv8": 3}
 NO_TOOL = ("genai-f32", "llama-f32")
-LONG = {4096: 3}
 PUBLIC = ("torch-f32", "deepmind-f32", "deepmind-torch-f32")
 
 RECURRENTGEMMA = (
@@ -76,12 +74,14 @@ RECURRENTGEMMA = (
     ),
     Race("decode_int4", "decode", ("ours-int4", "ours-int4-kv8"), ("ours-f32",), 3.0, new=48, every=SLOW),
     Race(
-        "prefill_fp32", "prefill", ("ours-f32",), PUBLIC, 1.25, prompts=(512, 4096), new=0,
-        beside=("jax-f32",), refused=NO_TOOL, fewer=LONG, every=SLOW,
+        "prefill_fp32", "prefill", ("ours-f32",), PUBLIC, 1.25, new=0, beside=("jax-f32",), refused=NO_TOOL, every=SLOW,
     ),
     Race(
-        "prefill_int8", "prefill", ("ours-int8",), PUBLIC, 2.5, prompts=(512, 4096), new=0, fewer=LONG, every=SLOW,
+        "prefill_fp32_4k", "prefill", ("ours-f32",), PUBLIC, 1.25, prompt=4096, new=0, beside=("jax-f32",),
+        refused=NO_TOOL, fewer=2, every=SLOW,
     ),
+    Race("prefill_int8", "prefill", ("ours-int8",), PUBLIC, 2.5, new=0, every=SLOW),
+    Race("prefill_int8_4k", "prefill", ("ours-int8",), PUBLIC, 2.5, prompt=4096, new=0, fewer=2, every=SLOW),
 )  # fmt: skip
 
 RACES = {
