@@ -34,7 +34,8 @@ ROWS["gemma2"] |= {
 def main() -> None:
     given = Options()
     parser = argparse.ArgumentParser(description=(__doc__ or "").split(":")[-1].strip())
-    parser.add_argument("row", choices=[*ROWS["gemma2"], "models"], help="`models` only makes what the other rows need")
+    names = dict.fromkeys(name for rows in ROWS.values() for name in rows)
+    parser.add_argument("row", choices=[*names, "models"], help="`models` only makes what the other rows need")
     parser.add_argument("--rounds", type=int, default=given.rounds)
     parser.add_argument("--model", choices=USUAL, default=given.spec, help="the family, in the row's own size")
     parser.add_argument("--size", choices=SIZES, help="another size, and of its family")
@@ -43,8 +44,8 @@ def main() -> None:
     spec = SIZES[args.size].spec if args.size else args.model
     options = replace(Options(spec, args.rounds, folder=args.folder), **({"size": args.size} if args.size else {}))
     if args.row == "models":
-        names = dict.fromkeys(n for r in RACES[spec].values() for n in r.contenders)
-        paths, missing = forms({n: KINDS[n][1:] for n in names}, options)
+        wanted = dict.fromkeys(n for r in RACES[spec].values() for n in r.contenders)
+        paths, missing = forms({n: KINDS[n][1:] for n in wanted}, options)
         print(json.dumps({"made": {name: str(path) for name, path in paths.items()}, "missing": missing}))
         return
     if args.row not in ROWS[spec]:
