@@ -110,11 +110,12 @@ def train_step(options: Options) -> Outcome:
                 missing[name] = str(why)
         found: dict[str, list[dict[str, Any]]] = {name: [] for name in trainers}
         order = np.random.default_rng(0)
-        for i in range(options.rounds):
+        steps = 2 * options.rounds  # they are short, and the products' share wants a narrow interval
+        for i in range(steps):
             for name in order.permutation(list(trainers)):
                 turn = trainers[name].turn()
                 found[name].append(turn)
-                print(f"# round {i + 1}/{options.rounds} {name}: {turn}", file=sys.stderr, flush=True)
+                print(f"# round {i + 1}/{steps} {name}: {turn}", file=sys.stderr, flush=True)
     finally:
         for t in trainers.values():
             t.close()
