@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +11,12 @@ import pytest
 from planform.backends import reference
 from planform.backends.onnx import Session, difference, lower
 from planform.compiler.ir import Graph
+from planform.compiler.passes.last import last_only
+from planform.compiler.passes.pipeline import optimise
+from planform.compiler.passes.unroll import unroll
 
-from .onnx_models import VOCAB, WINDOW, fused, griffin, step, tokens, weights
+from .onnx_models import VOCAB, WINDOW, griffin, tokens, weights
+from .test_onnx_runtime import optimised
 
 TIME = 3 * WINDOW + 5
 TOLERANCE = 2e-5
@@ -21,8 +26,14 @@ def expected(graph: Graph, ids: np.ndarray) -> np.ndarray:
     return reference.run(graph, weights(graph), {"tokens": ids})["logits"]
 
 
+def exported(graph: Graph, last: bool = False) -> Graph:
+    """The form that is exported."""
+    form = unroll(optimise(graph, "onnx", "step"))
+    return last_only(form) if last else form
+
+
 def session(graph: Graph, last: bool = False) -> Session:
-    made = lower(fused(step(graph, last=last)), weights(graph).__getitem__, max_positions=64)
+    made = lower(exported(graph, last), weights(graph).__getitem__, max_positions=64)
     return Session(made, threads=1, spin=False)
 
 
@@ -61,3 +72,25 @@ def padded(ids: np.ndarray, length: np.ndarray, counts: Sequence[int]) -> np.nda
     for row, n in enumerate(counts):
         chunk[row, :n] = ids[row, length[row] : length[row] + n]
     return chunk
+
+
+def test_what_runs_is_what_was_written(tmp_path: Path) -> None:
+    """An exact histogram of the graph as the runtime runs it: two recurrent layers, one of attention, two recurrent."""
+    graph = griffin()
+    found = optimised(lower(exported(graph, last=True), weights(graph).__getitem__).model, tmp_path)
+    assert found == {
+        # each of the 4 recurrent layers, between two products and a third
+        "Conv": 4, "ReorderInput": 4, "ReorderOutput": 4, "Squeeze": 4 + 1, "Concat": 4 + 1,
+        "Div": 4, "Neg": 4, "Exp": 8, "Sigmoid": 4, "Softsign": 4, "Sqrt": 4, "If": 4,
+        "Transpose": 8, "FusedMatMul": 8 + 1,  # two gates; the head
+        "Reshape": 12,  # what the gates take and give
+        "Mul": 4 * 4 + 5 + 3,  # input, normaliser twice, gate of the layer; feed-forward parts; sqrt(d), cap, angles
+        "Add": 4 * 5 + 5 + 4,  # biases, the gate's 1, the reset; feed-forward parts; lengths and positions
+        # the layer of attention
+        "GroupQueryAttention": 1, "RotaryEmbedding": 2, "Cos": 1, "Sin": 1, "Split": 1,
+        # the rest
+        "MatMul": 4 * 3 + 2 + 5 * 3, "FastGelu": 4 + 5, "SkipSimplifiedLayerNormalization": 10,
+        "RMSNormalization": 1, "Gather": 1, "GatherND": 4 + 4 + 3, "Tanh": 4 + 1, "Where": 4 + 1 + 1,
+        "Cast": 6, "Shape": 2, "Unsqueeze": 17, "Range": 1, "Max": 1, "ReduceMax": 1, "Sub": 2, "Less": 1,
+        "Equal": 2, "GreaterOrEqual": 1,
+    }  # fmt: skip
