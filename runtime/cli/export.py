@@ -50,7 +50,9 @@ def export(
     ] = None,
     graph: GraphName = None,
     overrides: Set = None,
-    positions: Annotated[int, typer.Option("--positions", min=8, help="The longest stream it is made for.")] = 8192,
+    positions: Annotated[
+        int, typer.Option("--positions", min=8, help="The longest stream it is made for, if its state grows.")
+    ] = 8192,
     quantize: Annotated[
         Weights | None, typer.Option("--quantize", help="Weights of 4 or 8 bits; int8: products in 8 bits as well.")
     ] = None,
