@@ -21,17 +21,15 @@ from planform.compiler.parameters import initial
 from planform.runtime.exporting import step_graph
 from planform.spec import load
 from tests.benchmarks.ratios import interval
+from tests.benchmarks.sizes import SIZES, Size
 from tests.evidence import row
 
 OUT = Path(__file__).parents[3] / "build" / "evidence" / "constant_state"
 CONTEXTS = (1024, 8192, 65536)
 STEPS, ROUNDS = 16, 9
 ROOM = STEPS + 8
-DIMS = {"vocab": 32768, "d": 1024, "layers": 12, "heads": 8, "head_dim": 128, "window": 512}
-MODELS: dict[str, dict[str, int]] = {
-    "recurrentgemma": {**DIMS, "lru": 1024, "intermediate": 6144},
-    "gemma2": {**DIMS, "kv_heads": 4, "ff": 4096, "query_scale": 128},
-}
+MODELS = [SIZES["rg-m300"], SIZES["m300"]]
+"""Of the same vocabulary, width, layers, heads and window."""
 
 States = dict[str, np.ndarray]
 
@@ -39,9 +37,9 @@ States = dict[str, np.ndarray]
 class Stream:
     """One stream of a model with int8 weights that is put behind any number of tokens."""
 
-    def __init__(self, name: str, folder: Path) -> None:
-        self.name, self.folder = name, folder / name
-        graph = elaborate(load(name, "2b", [f"{k}={v}" for k, v in MODELS[name].items()]), "lm")
+    def __init__(self, size: Size, folder: Path) -> None:
+        self.size, self.name, self.folder = size, size.spec, folder / size.spec
+        graph = elaborate(load(size.spec, "2b", [f"{k}={v}" for k, v in size.dims.items()]), "lm")
         weights = initial(graph.parameters)
         self.parameters = sum(a.size for a in weights.values())
         step, _ = step_graph(graph)
@@ -50,7 +48,6 @@ class Stream:
             quantization=onnx.Quantization(onnx.Scheme("int8", 0)),
         )  # fmt: skip
         self.session = onnx.Session(self.folder)
-        self.room = CONTEXTS[-1] + ROOM
         self.held: dict[int, States] = {}
         self.filled = "by reading as many tokens"
 
@@ -60,7 +57,7 @@ class Stream:
         self.session.reset(1)
         token = {"tokens": np.zeros((1, 1), np.int32)}
         for before, context in zip((0, *CONTEXTS), CONTEXTS):
-            self.session.prefill(rng.integers(4, DIMS["vocab"], (1, context - before)).astype(np.int32))
+            self.session.prefill(rng.integers(4, self.size.vocab, (1, context - before)).astype(np.int32))
             self.held[context] = {n: a for n, a in self.session.feeds(token).items() if n.startswith("past/")}
 
     def make_up(self) -> None:
@@ -115,8 +112,8 @@ class Stream:
 
 
 def _random(session: Any) -> Mapping[str, np.ndarray]:
-    rng = np.random.default_rng(0)
-    return {path: rng.standard_normal(a.shape, np.float32) for path, a in session.caches().items()}
+    numbers = np.random.default_rng(0).standard_normal(1 << 20, np.float32)
+    return {path: np.resize(numbers, a.shape) for path, a in session.caches().items()}
 
 
 @row(
@@ -130,7 +127,7 @@ def _random(session: Any) -> Mapping[str, np.ndarray]:
 def constant_state() -> tuple[Any, bool]:
     OUT.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
-        streams = [Stream(name, Path(scratch)) for name in MODELS]
+        streams = [Stream(size, Path(scratch)) for size in MODELS]
         streams[0].read()
         streams[1].make_up()
         times: dict[tuple[str, int], list[float]] = {}
