@@ -53,7 +53,7 @@ def by_onnx(graph: Graph, ids: np.ndarray, length: int) -> np.ndarray:
 def test_far_from_the_start(backend: Far, tolerance: float, length: int) -> None:
     graph, ids = griffin(**HEADS), tokens(BATCH, TIME)
     want = by_reference(graph, ids, length)
-    assert onnx.difference(want, by_reference(graph, ids, length + 1)) < 1e-8  # distances count, not places
+    assert onnx.difference(want, by_reference(graph, ids, length + 1)) < 1e-7  # distances count, not places
     assert onnx.difference(backend(graph, ids, length), want) < tolerance
 
 
