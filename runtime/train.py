@@ -92,13 +92,14 @@ def train(
         chosen = _with_length(chosen, length)
     if not resume and saved_steps(folder):
         raise UserError(f"there is a run in {folder} already", help="choose another folder, or go on with that run")
-    policy = Policy(compute=_compute(spec, chosen, precision))  # type: ignore[arg-type]
-    if policy.compute == "f64":
+    compute = _compute(spec, chosen, precision)
+    if compute == "f64":
         jax.config.update("jax_enable_x64", True)
     axes = mesh or _default(chosen)
     graphs = [u.loss for u in chosen.updates]
     check_mesh(spec, graphs, axes, chosen.batch, chosen.accumulate)
     provide_devices(-(-devices_of(axes) // processes()))
+    policy = Policy(platform=jax.default_backend(), compute=compute)  # type: ignore[arg-type]
     layout = Layout(make_mesh(axes), rules_of(spec), policy)
     share = share_of(layout.mesh, layout.rules, chosen.batch)
     data, words = open_data(chosen, share, folder, files, tokenizer)

@@ -30,7 +30,8 @@ class Policy:
                 it and with nothing else
     remat       what the backward pass recomputes: nothing, whole layers, or all but matrix products
     recurrence  the form of linear recurrences: sequential, associative, kernel (TPU); None for the platform's fastest
-    loss_bytes  the most that one chunk of logits may take in `linear_cross_entropy`
+    loss_bytes  the most that one chunk of a loss's logits may take on a device; None lets the platform decide: what
+                stays near a CPU's caches, or enough rows for an accelerator's products
     """
 
     platform: str = "cpu"
@@ -39,7 +40,7 @@ class Policy:
     remat: Literal["none", "layer", "dots"] = "none"
     compute: Literal["f32", "bf16", "f64"] = "f32"
     recurrence: Literal["sequential", "associative", "kernel"] | None = None
-    loss_bytes: int = 32 << 20
+    loss_bytes: int | None = None
 
     def __post_init__(self) -> None:
         if self.remat not in ("none", "layer", "dots"):
@@ -50,6 +51,11 @@ class Policy:
             raise ValueError(f"recurrence is sequential, associative or kernel, not {self.recurrence!r}")
         if self.unroll is not None and self.unroll < 1:
             raise ValueError(f"unroll is at least 1, not {self.unroll}")
+
+    @property
+    def chunk(self) -> int:
+        """`loss_bytes`, decided."""
+        return self.loss_bytes or (32 << 20 if self.platform == "cpu" else 256 << 20)
 
     @property
     def wide(self) -> str:

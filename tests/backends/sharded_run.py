@@ -28,7 +28,7 @@ def main() -> None:
     graph = xla_graphs.loss(layers=4)
     rules = [(r.dim, r.axes) for r in xla_graphs.spec().sharding]
     # Small chunks: the loss head scans over several of them on every mesh.
-    policy = Policy(compute="f64", unroll=1, loss_bytes=2048)
+    policy = Policy(compute="f64", unroll=1, loss_bytes=512)
     tokens = xla_graphs.tokens(4, 12)
 
     def step(mesh: Mesh | None) -> tuple[dict[str, np.ndarray], int]:

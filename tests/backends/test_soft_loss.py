@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from planform.backends.xla import Policy, lower
+from planform.backends.xla.rules.loss import pieces
 from planform.backends.xla.rules.soft_loss import Form, soft_head
 from planform.compiler.ir import Builder, Parameter
 from planform.compiler.ops.loss import LinearSoftCrossEntropy
@@ -86,3 +88,24 @@ def test_no_logits_are_kept() -> None:
     # Either model's logits are 8 MiB: with chunks of 1 MiB a step must get by with less than one of the two.
     assert step(1 << 20).memory_analysis().temp_size_in_bytes < 5 << 20
     assert step(1 << 30).memory_analysis().temp_size_in_bytes > 16 << 20
+
+
+def test_chunks_are_counted_for_a_device() -> None:
+    """128 x 4096 classes in float32 are 2 MiB; devices that share rows or classes have less each."""
+    types = [TensorType.parse(t) for t in ("f32[batch=2, time=64, d=8]", "f32[vocab=4096, d=8]")]
+    x, table = (jnp.zeros(t.shape({})) for t in types)
+
+    def chunks(loss_bytes: int | None, platform: str = "cpu", models: int = 1, **shared: int) -> int:
+        call: Any = SimpleNamespace(
+            inputs=types,
+            policy=Policy(platform, loss_bytes=loss_bytes),
+            devices=lambda t, axis: shared.get(t.dims[axis].name, 1),
+        )
+        return pieces(call, x, table, models)
+
+    assert chunks(1 << 18) == 8
+    assert chunks(1 << 18, models=2) == 16
+    assert chunks(1 << 18, batch=2) == chunks(1 << 18, vocab=2) == 4
+    assert chunks(1 << 18, batch=2, time=2, vocab=2) == 1
+    assert chunks(None) == chunks(None, "tpu") == 1
+    assert Policy("tpu").chunk > Policy().chunk

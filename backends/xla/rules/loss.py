@@ -36,11 +36,9 @@ def count_targets(call: Call, targets: jax.Array) -> jax.Array:
 
 @rule(ops.LinearCrossEntropy, floats="own")
 def linear_cross_entropy(call: Call, x: jax.Array, table: jax.Array, targets: jax.Array) -> jax.Array:
-    compute, wide = DTYPES[call.policy.compute], DTYPES[call.policy.wide]
+    compute = DTYPES[call.policy.compute]
     x, targets = apart(call, x, -2), apart(call, targets, -1)
-    rows = math.prod(x.shape[:-1])
-    chunks = -(-rows * table.shape[0] * jnp.dtype(wide).itemsize // call.policy.loss_bytes)
-    return head(x.astype(compute), table.astype(compute), targets, call.op.softcap, divisor(x.shape[-2], chunks))
+    return head(x.astype(compute), table.astype(compute), targets, call.op.softcap, pieces(call, x, table))
 
 
 def apart(call: Call, a: jax.Array, axis: int) -> jax.Array:
@@ -48,6 +46,15 @@ def apart(call: Call, a: jax.Array, axis: int) -> jax.Array:
     rows in chunks; else a chunk would be some devices' rows, which all would have to get."""
     n = call.devices(call.inputs[0], -2)
     return parts(a, n, axis) if n > 1 and a.shape[axis] % n == 0 else a
+
+
+def pieces(call: Call, x: jax.Array, table: jax.Array, models: int = 1) -> int:
+    """How many chunks x's rows, [.., time, d], are taken in: of so many models, the logits of one chunk take at most
+    `Policy.chunk` bytes on a device."""
+    rows, classes = call.inputs[:2]
+    devices = math.prod(call.devices(rows, i) for i in range(rows.rank - 1)) * call.devices(classes, 0)
+    size = models * math.prod(x.shape[:-1]) * table.shape[0] * jnp.dtype(DTYPES[call.policy.wide]).itemsize
+    return divisor(x.shape[-2], -(-size // (devices * call.policy.chunk)))
 
 
 def divisor(n: int, least: int) -> int:

@@ -20,7 +20,7 @@ from planform.compiler.ops import loss as ops
 
 from ..policy import DTYPES
 from .contract import Call, rule
-from .loss import apart, divisor, parts, wide
+from .loss import apart, parts, pieces, wide
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,7 @@ def linear_soft_cross_entropy(call: Call, *arrays: jax.Array) -> jax.Array:
     compute, o = DTYPES[call.policy.compute], call.op
     x, table, y, other = arrays
     x, y = apart(call, x, -2), apart(call, y, -2)
-    size = 2 * math.prod(x.shape[:-1]) * table.shape[0] * jnp.dtype(DTYPES[call.policy.wide]).itemsize
-    chunks = divisor(x.shape[-2], -(-size // call.policy.loss_bytes))
-    form = Form(o.softcap, o.scale, o.target_softcap, o.target_scale, chunks)
+    form = Form(o.softcap, o.scale, o.target_softcap, o.target_scale, pieces(call, x, table, models=2))
     return soft_head(form, *(a.astype(compute) for a in (x, table, y, other)))
 
 
