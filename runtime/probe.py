@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import fields
 
@@ -94,14 +95,15 @@ def _documents(rng: np.random.Generator, batch: int, time: int) -> tuple[np.ndar
 def probe_parameters(graph: Graph, seed: int = 0) -> Arrays:
     """Random parameters by logical name, float32.
 
-    Matrices start as the spec says, vectors are stirred; then what feeds a cap is scaled until the largest
-    score or logit on a sample input reaches it.
+    Matrices start as the spec says, and those that start as zeros as large as others (behind a gate that is shut no
+    mistake would show); vectors are stirred; then what feeds a cap is scaled until the largest score or logit on a
+    sample input reaches it.
     """
     rng = np.random.default_rng([seed, 2])
     found: Arrays = {}
     for name, array in initial(graph.parameters, seed).items():
-        stir = rng.standard_normal(array.shape) * (0.3 if array.ndim < 2 else 0.02)
-        found[name] = (array + stir).astype(np.float32)
+        size = 0.3 if array.ndim < 2 else 0.02 if array.any() else math.prod(array.shape[:-1]) ** -0.5
+        found[name] = (array + rng.standard_normal(array.shape) * size).astype(np.float32)
     _reach_caps(graph, found, seed)
     return found
 

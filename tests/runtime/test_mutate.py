@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 from tests.runtime.tiny_run import tiny_graph
 
+from planform.compiler.elaborate import elaborate
 from planform.compiler.ir import Graph
 from planform.compiler.mistakes import Mistake
 from planform.runtime import mutate as module
 from planform.runtime.mutate import mutate
 from planform.runtime.verify import TOKENS, WHOLE
+from planform.spec import load
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +33,13 @@ def test_every_mistake_is_caught(graph: Graph) -> None:
     assert "length" in {t.path for t in states} and len(states) == 1 + 2 * len(
         [n for n in graph.walk() if n.op.name == "attend"]
     )
+
+
+def test_gates_that_start_shut_hide_no_mistake() -> None:
+    """Of the denoiser's gated layers and its last map, all zeros at first."""
+    small = ("rows=2", "columns=3", "features=2", "width=8", "heads=2", "layers=2", "waves=4", "classes=3")
+    trials = mutate(elaborate(load("spatial_functa_diffusion", "small", small), "denoise"), backends=("onnx",))
+    assert len(trials) >= 8 and all(t.caught for t in trials), [t for t in trials if not t.caught]
 
 
 def test_what_is_not_wrong_counts_as_missed(graph: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
