@@ -12,11 +12,14 @@ import numpy as np
 
 from ..data import Share, SignalData, load_signals
 from ..errors import UserError
+from ..metrics import LINES, read_metrics
 from ..run import WEIGHTS, read_run, write_run
 from ..tensor_files import TensorWriter
 from . import functaset
+from .curves import curve
 from .field import Field
-from .functaset import FIELD, SPLITS, Functaset
+from .functaset import CURVE, FIELD, SPLITS, Functaset
+from .images import write_png
 
 SHARD = 4096
 """Latents in a file: what a kill loses at most."""
@@ -99,6 +102,7 @@ def encode(
                 folder / functaset.shard_name(split, number), {n: np.concatenate(a) for n, a in made.items()}
             )
     _keep_field(run, field, folder / FIELD, overrides)
+    _draw_curve(run, folder / CURVE)
     functaset.finish(folder, {**plan, "source": told["source"], **_summary(folder, sizes, shard)})
     return Functaset.open(folder)
 
@@ -149,6 +153,14 @@ def _summary(folder: Path, sizes: dict[str, int], shard: int) -> dict[str, Any]:
     mean = total / count
     std = np.sqrt(np.maximum(squares / count - mean**2, 1e-12))
     return {"splits": splits, "classes": classes, "statistics": {"mean": mean.tolist(), "std": std.tolist()}}
+
+
+def _draw_curve(run: Path, file: Path) -> None:
+    """The PSNR of held-out signals over the run's training, where it was measured."""
+    lines = read_metrics(run) if (run / LINES).is_file() else []
+    points = [(line["step"], line["psnr"]) for line in lines if line.get("psnr") is not None]
+    if points:
+        write_png(file, curve(points, "PSNR of held-out signals, dB", "training steps"))
 
 
 def _keep_field(run: Path, field: Field, target: Path, overrides: Sequence[str]) -> None:

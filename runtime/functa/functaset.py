@@ -5,6 +5,7 @@ encoding.json               what is being encoded, until then
 train-00000.safetensors     `latent`, `index` (the signal's row in its source), `labels` where there are some, and
 heldout-00000.safetensors   `loss` and the metrics of each
 field/                      the field: a run's folder, without its optimizer
+psnr.png                    the curve of the field's training, where it measured PSNR
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from safetensors.numpy import save
 
 from ..errors import UserError
 
-FILE, UNFINISHED, FIELD = "functaset.json", "encoding.json", "field"
+FILE, UNFINISHED, FIELD, CURVE = "functaset.json", "encoding.json", "field", "psnr.png"
 VERSION = 1
 SPLITS = ("train", "heldout")
 

@@ -21,11 +21,13 @@ from planform.runtime.data import LatentData, Share, grid
 from planform.runtime.errors import UserError
 from planform.runtime.evaluate import evaluate_run
 from planform.runtime.exporting import export_run
+from planform.runtime.functa.curves import LINE, curve
 from planform.runtime.functa.decode import decode
 from planform.runtime.functa.encode import encode, signals_of
 from planform.runtime.functa.field import Field, centres, psnr
 from planform.runtime.functa.functaset import Functaset, read_shard
 from planform.runtime.functa.sample import sample
+from planform.runtime.metrics import read_metrics
 from planform.runtime.train import train
 from planform.spec import load
 
@@ -51,6 +53,21 @@ def test_latents_are_those_that_training_measures(run: Path, whole: Path) -> Non
     np.testing.assert_allclose(normal.mean(0), 0, atol=1e-4)
     np.testing.assert_allclose(normal.std(0), 1, atol=1e-3)
     np.testing.assert_allclose(found.restored(found.normalised(train["latent"])), train["latent"], atol=1e-5)
+
+
+def test_the_curve_is_drawn_from_the_runs_own_numbers(run: Path, whole: Path) -> None:  # noqa: F811
+    with Image.open(whole / "psnr.png") as image:
+        drawn = np.asarray(image)
+    points = [(line["step"], line["psnr"]) for line in read_metrics(run) if "psnr" in line]
+    assert len(points) == 2
+    rows, columns = np.nonzero((drawn == LINE).all(-1))
+    first, last = (rows[columns <= columns.min() + 4].mean(), rows[columns >= columns.max() - 4].mean())
+    assert first > last + 200  # the second is higher: the two are all there is to the range
+    np.testing.assert_array_equal(drawn, curve(points, "PSNR of held-out signals, dB", "training steps"))
+    bent = curve([(0, 1.0), (1, 3.0), (2, 2.0)], "", "")
+    rows, columns = np.nonzero((bent == LINE).all(-1))
+    middle = rows[columns == (columns.min() + columns.max()) // 2].mean()
+    assert middle < rows[columns >= columns.max() - 4].mean() - 100
 
 
 def test_stopped_anywhere_it_goes_on(run: Path, whole: Path, tmp_path: Path) -> None:  # noqa: F811
