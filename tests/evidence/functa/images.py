@@ -7,7 +7,6 @@ import os
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -23,6 +22,12 @@ NARROW = ("width=32", "depth=4", "rate=0.002", "train.inner.remat=false", "train
 """A narrower field than the paper's, for minutes on two cores in place of days."""
 LATENTS = {"spatial_functa": ("rows=4", "columns=4", "features=4"), "functa": ("features=64",)}
 """64 numbers an image, either way."""
+STEPS, COUNT = 500, 5000
+"""Training steps of a field, of 16 images; latents to learn on, and as many held out."""
+
+
+PICTURES = Path("runs/evidence/functa")
+"""Where rows keep pictures for eyes."""
 
 
 @functools.cache
@@ -96,7 +101,3 @@ def latents(model: str, files: Path, steps: int, limit: int | None = None, *more
     """The functaset of such a run."""
     run = trained(model, files, steps, *more)
     return encode(run, workspace() / "sets" / f"{run.name}-{limit}", limit=limit, batch=128)
-
-
-def rounded(values: dict[str, Any], digits: int = 2) -> dict[str, Any]:
-    return {k: round(v, digits) if isinstance(v, float) else v for k, v in values.items()}
