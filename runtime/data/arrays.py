@@ -89,14 +89,23 @@ class ArrayData:
                 digest.update(np.ascontiguousarray(arrays[name][row]).tobytes())
         self._fingerprint = digest.hexdigest()[:16]
 
+    def batch_of(self, rows: Batch) -> Batch:
+        """What the model gets of some rows: these themselves, unless a source says otherwise."""
+        return rows
+
     def batch(self, step: int) -> Batch:
-        return self._batches[step]
+        return self.batch_of(self._batches[step])
 
     def batches(self, start: int = 0) -> Iterator[Batch]:
-        return self._batches.iterate(start)
+        rows = self._batches.iterate(start)
+        try:
+            for one in rows:
+                yield self.batch_of(one)
+        finally:
+            rows.close()  # type: ignore[attr-defined]
 
     def heldout(self, count: int) -> Iterator[Batch]:
-        return sequential(self._heldout, self.share, count)
+        return map(self.batch_of, sequential(self._heldout, self.share, count))
 
     def part(self, split: str) -> Rows:
         """The rows of `train` or `heldout`, in the order of their permutation."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from ..errors import UserError
@@ -11,7 +11,7 @@ from .arrays import ArrayData
 from .source import Batch, Share
 
 
-class LatentData:
+class LatentData(ArrayData):
     """Batches of normalised latents and perhaps labels; a DataSource. What the field's training held out is held out.
 
     fields  names of the latents and, if there is a second, the labels
@@ -36,26 +36,11 @@ class LatentData:
         train, heldout = (found.read(split, names) for split in ("train", "heldout"))
         for part in (train, heldout):
             part["latent"] = found.normalised(part["latent"])
-        self.found, self.share = found, share
-        self._fields = dict(zip(names, fields))
-        self._rows = ArrayData(train, share, seed, heldout, source=str(found.folder))
+        super().__init__(train, share, seed, heldout, source=str(found.folder))
+        self.found, self._fields = found, dict(zip(names, fields))
 
-    def _named(self, rows: Batch) -> Batch:
+    def batch_of(self, rows: Batch) -> Batch:
         return {self._fields[n]: array for n, array in rows.items()}
 
-    def batch(self, step: int) -> Batch:
-        return self._named(self._rows.batch(step))
-
-    def batches(self, start: int = 0) -> Iterator[Batch]:
-        rows = self._rows.batches(start)
-        try:
-            for one in rows:
-                yield self._named(one)
-        finally:
-            rows.close()  # type: ignore[attr-defined]
-
-    def heldout(self, count: int) -> Iterator[Batch]:
-        return map(self._named, self._rows.heldout(count))
-
     def describe(self) -> dict[str, Any]:
-        return {**self._rows.describe(), "kind": "functaset", "field": self.found.told["field"]}
+        return {**super().describe(), "kind": "functaset", "field": self.found.told["field"]}

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..errors import UserError
-from .arrays import ArrayData, Rows, load_arrays
+from .arrays import ArrayData, load_arrays
 from .formats import Signals, published
 from .source import Batch, Share
 
@@ -19,8 +20,13 @@ VALUES, LABELS = ("images", "signals", "values", "x"), ("labels", "label", "y")
 
 def grid(*shape: int) -> np.ndarray:
     """The centres of a grid's cells in [0, 1], the last axis varying fastest: float32[points, axes]."""
-    axes = [(np.arange(n, dtype=np.float64) + 0.5) / n for n in shape]
-    return np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, len(shape)).astype(np.float32)
+    return centres(np.arange(math.prod(shape)), shape)
+
+
+def centres(index: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """Of cells by their number: float32[len(index), axes]."""
+    found = np.stack(np.unravel_index(index, tuple(shape)), -1)
+    return ((found + 0.5) / np.asarray(shape)).astype(np.float32)
 
 
 def load_signals(path: str | Path, axes: int, channels: int) -> tuple[Signals, Signals | None]:
@@ -107,7 +113,7 @@ def scaled(values: np.ndarray) -> np.ndarray:
     return values.astype(np.float32)
 
 
-class SignalData:
+class SignalData(ArrayData):
     """Batches of signals, every point of them; a DataSource.
 
     signals  `values` and perhaps `labels`, as `load_signals` gives them
@@ -132,9 +138,8 @@ class SignalData:
         names = ("values", "labels")[: 2 if len(fields) > 2 else 1]
         kept = {n: signals[n] for n in names}
         apart = None if heldout is None else {n: heldout[n] for n in names}
-        self._rows = ArrayData(kept, share, seed, apart, portion, source)
+        super().__init__(kept, share, seed, apart, portion, source)
         self._fields = fields
-        self.share = share
         self.shape = tuple(signals["values"].shape[1:-1])
         self._coords = grid(*self.shape)
 
@@ -143,10 +148,6 @@ class SignalData:
         """The field that holds labels, if they are asked for."""
         return self._fields[2] if len(self._fields) > 2 else None
 
-    def part(self, split: str) -> Rows:
-        """The signals of `train` or `heldout` as they lie in the files."""
-        return self._rows.part(split)
-
     def batch_of(self, rows: Batch) -> Batch:
         """Signals from the files as points with values."""
         values = scaled(rows["values"])
@@ -154,19 +155,5 @@ class SignalData:
         coords = np.broadcast_to(self._coords, (len(values), *self._coords.shape))
         return dict(zip(self._fields, (coords, points, *((rows["labels"],) if "labels" in rows else ()))))
 
-    def batch(self, step: int) -> Batch:
-        return self.batch_of(self._rows.batch(step))
-
-    def batches(self, start: int = 0) -> Iterator[Batch]:
-        rows = self._rows.batches(start)
-        try:
-            for one in rows:
-                yield self.batch_of(one)
-        finally:
-            rows.close()  # type: ignore[attr-defined]
-
-    def heldout(self, count: int) -> Iterator[Batch]:
-        return map(self.batch_of, self._rows.heldout(count))
-
     def describe(self) -> dict[str, Any]:
-        return {**self._rows.describe(), "kind": "signals", "shape": list(self.shape)}
+        return {**super().describe(), "kind": "signals", "shape": list(self.shape)}

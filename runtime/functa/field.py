@@ -21,6 +21,7 @@ from planform.compiler.program import Program, Update, program
 from planform.compiler.types import TensorType
 from planform.spec import Spec
 
+from ..data.signals import centres
 from ..errors import UserError
 from ..run import parameters_of_run, spec_of_run
 
@@ -158,20 +159,14 @@ class Field:
                 yield slice(row, stop), slice(first, end), made[: stop - row, : end - first]
 
     def _compiled(self, graph: Graph) -> Callable[[Mapping[str, Any]], Arrays]:
-        optimised = optimise(graph, "xla", "training")
-        needed = {name for s in storage(optimised, Policy()).values() for name in s.logical}
+        optimised, policy = optimise(graph, "xla", "training"), Policy()
+        needed = {name for s in storage(optimised, policy).values() for name in s.logical}
         missing = needed.difference(self.parameters)
         if missing:
             raise UserError(f"the run has no parameter {min(missing)}", help="was it trained with this spec?")
-        stored = from_logical(lambda name: np.asarray(self.parameters[name]), optimised, Policy())
-        run = jax.jit(lower(optimised, Policy()))
+        stored = from_logical(lambda name: np.asarray(self.parameters[name]), optimised, policy)
+        run = jax.jit(lower(optimised, policy))
         return lambda inputs: {k: np.asarray(v) for k, v in run(stored, dict(inputs)).items()}
-
-
-def centres(index: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """Coordinates of points of a grid by their number: float32[len(index), axes]."""
-    found = np.stack(np.unravel_index(index, tuple(shape)), -1)
-    return ((found + 0.5) / np.asarray(shape)).astype(np.float32)
 
 
 def _filled(rows: np.ndarray, count: int) -> np.ndarray:
