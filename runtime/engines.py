@@ -105,11 +105,10 @@ class Xla(Engine):
     name = "xla"
 
     def __init__(self, weights: Mapping[str, np.ndarray]) -> None:
-        import jax
 
         from planform.backends import xla
 
-        self.weights, self.policy = weights, xla.Policy(platform=jax.default_backend())
+        self.weights, self.policy = weights, xla.Policy()
 
     def program(self, graph: Graph) -> tuple[Any, Any]:
         """The compiled graph and its parameters."""

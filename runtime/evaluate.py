@@ -48,7 +48,7 @@ def evaluate_run(
     told, spec = read_run(folder), spec_of_run(folder, overrides)
     chosen = as_it_ran(spec, told)
     provide_devices(None if mesh is None else devices_of(mesh))
-    layout = Layout(make_mesh(mesh or {"data": 1}), rules_of(spec), Policy(jax.default_backend()))
+    layout = Layout(make_mesh(mesh or {"data": 1}), rules_of(spec), Policy())
     share = share_of(layout.mesh, layout.rules, chosen.batch)
     words = folder / "tokenizer"
     given = files if files is not None else told.get("files")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 
 DTYPES: dict[str, Any] = {
@@ -20,10 +21,16 @@ DTYPES: dict[str, Any] = {
 }
 
 
+def wide(x: jax.Array) -> jnp.dtype:
+    """The dtype that an array is summed up in: float32 or its own, if that is wider."""
+    return jnp.promote_types(x.dtype, jnp.float32)
+
+
 @dataclass(frozen=True)
 class Policy:
     """The choices a graph leaves open. Hashable; the storage of parameters follows from (graph, policy).
 
+    platform    cpu, gpu or tpu; where JAX runs unless given
     compute     what the IR's floats are computed in; norms, softmax and losses take float32 or wider
     unroll      layers of a repetition written out in one step of its scan; None lets `budget` decide
     budget      layer bodies that one program may hold, those in scans counted twice: compile time grows with
@@ -34,7 +41,7 @@ class Policy:
                 stays near a CPU's caches, or enough rows for an accelerator's products
     """
 
-    platform: str = "cpu"
+    platform: str = field(default_factory=jax.default_backend)
     unroll: int | None = None
     budget: int = 12
     remat: Literal["none", "layer", "dots"] = "none"

@@ -47,13 +47,14 @@ class Generator:
     def _run(self) -> Any:
         how = self.sampler
         graph = optimise(how.step, "xla", "training")
-        stored = from_logical(lambda name: np.asarray(self.parameters[name]), graph, Policy())
-        step = lower(graph, Policy())
+        policy = Policy()
+        stored = from_logical(lambda name: np.asarray(self.parameters[name]), graph, policy)
+        step = lower(graph, policy)
 
         def draw(name: str, kind: str, key: jax.Array, batch: int) -> jax.Array:
             shape = how.type(name).shape({"batch": batch})
             if kind == "category":
-                return jax.random.randint(key, shape, 0, self._classes(name))
+                return jax.random.randint(key, shape, 0, int(how.classes[name]))
             return (jax.random.uniform if kind == "uniform" else jax.random.normal)(key, shape)
 
         def run(given: dict[str, jax.Array], key: jax.Array, steps: jax.Array, batch: int) -> jax.Array:
@@ -74,9 +75,6 @@ class Generator:
 
         return jax.jit(run, static_argnums=3)
 
-    def _classes(self, name: str) -> int:
-        return int(self.sampler.classes[name])
-
     def sample(self, given: Mapping[str, np.ndarray], count: int, seed: int = 0, steps: int | None = None,
                batch: int = 64) -> np.ndarray:  # fmt: skip
         """Samples float32[count, ..]. `given` has [count, ..] of what the steps read (`Sampler.given`); the same seed
@@ -87,9 +85,7 @@ class Generator:
         made = []
         key = jax.random.key(seed)
         for first in range(0, count, batch):
-            index = np.arange(first, first + batch) % max(
-                count, 1
-            )  # every batch is full, so that one shape is compiled
+            index = np.arange(first, first + batch) % count  # every batch is full, so that one shape is compiled
             some = {n: jnp.asarray(given[n])[index] for n in how.given}
             part = self._run(some, jax.random.fold_in(key, first), steps or how.steps, batch)
             made.append(np.asarray(part)[: count - first])

@@ -101,7 +101,7 @@ class XlaDecoder:
         self._graph, self._input, self._output = step, inputs[0], outputs[0]
         self.endless = not grows(step)
         self.vocab = evaluate(step.outputs[outputs[0]].type.sizes[-1], {})
-        self._policy = xla.Policy(platform=jax.default_backend())
+        self._policy = xla.Policy()
         self._parameters = xla.from_logical(lambda n: parameters[n], step, self._policy)
         self._run = jax.jit(xla.lower(step, self._policy), donate_argnums=2)
         self._states: Any = None

@@ -13,7 +13,7 @@ from jax import lax
 
 from planform.compiler.ops import attention as ops
 
-from ..policy import DTYPES
+from ..policy import DTYPES, wide
 from .contract import Call, Default, rule
 
 
@@ -175,8 +175,8 @@ def softmax_product(q: jax.Array, k: jax.Array, v: jax.Array, ok: jax.Array, cap
 def _attention(
     q: jax.Array, k: jax.Array, v: jax.Array, ok: jax.Array, cap: float | None
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    wide = jnp.promote_types(q.dtype, jnp.float32)
-    z = product(q, k, -1, -1, wide)
+    dtype = wide(q)
+    z = product(q, k, -1, -1, dtype)
     if cap:
         z = jnp.tanh(z * (1 / cap))
     # Behind a cap, a hidden score is one whose exponential is 0 and whose tanh' is still finite.
@@ -190,7 +190,7 @@ def _attention(
         p = jnp.exp(z * (cap or 1) - high)
         total = jnp.sum(p, -1, keepdims=True)
         logs = jnp.log(total) + high
-    out = (product(p.astype(v.dtype), v, -1, -2, wide) / total).astype(v.dtype)
+    out = (product(p.astype(v.dtype), v, -1, -2, dtype) / total).astype(v.dtype)
     return out, (q, k, v, z, logs, out)
 
 

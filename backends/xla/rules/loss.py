@@ -11,7 +11,7 @@ from jax import lax
 
 from planform.compiler.ops import loss as ops
 
-from ..policy import DTYPES
+from ..policy import DTYPES, wide
 from .attention import MOST
 from .contract import Call, rule
 
@@ -128,10 +128,6 @@ def _backward(softcap: float | None, chunks: int, kept: tuple[jax.Array, jax.Arr
 
 
 head.defvjp(_forward, _backward)
-
-
-def wide(x: jax.Array) -> jnp.dtype:
-    return jnp.promote_types(x.dtype, jnp.float32)
 
 
 def parts(a: jax.Array, chunks: int, axis: int) -> jax.Array:

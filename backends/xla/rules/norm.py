@@ -11,6 +11,7 @@ from jax import lax
 
 from planform.compiler.ops import norm as ops
 
+from ..policy import wide
 from .contract import Call, rule
 from .gate import Gate
 
@@ -27,17 +28,17 @@ def scaled_by_rms(x: jax.Array, scale: jax.Array, offset: float, eps: float) -> 
 
 
 def _rms_forward(x: jax.Array, scale: jax.Array, offset: float, eps: float) -> tuple[jax.Array, Any]:
-    wide = x.astype(_wide(x))
-    r = lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + eps)
-    return (wide * r * (scale.astype(wide.dtype) + offset)).astype(x.dtype), (x, r, scale)
+    u = x.astype(wide(x))
+    r = lax.rsqrt(jnp.mean(u * u, -1, keepdims=True) + eps)
+    return (u * r * (scale.astype(u.dtype) + offset)).astype(x.dtype), (x, r, scale)
 
 
 def _rms_backward(offset: float, eps: float, kept: Any, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, r, scale = kept
-    wide, g = x.astype(r.dtype), dy.astype(r.dtype)
-    dscale = jnp.sum(g * wide * r, tuple(range(x.ndim - 1))).astype(scale.dtype)
+    u, g = x.astype(r.dtype), dy.astype(r.dtype)
+    dscale = jnp.sum(g * u * r, tuple(range(x.ndim - 1))).astype(scale.dtype)
     g = g * (scale.astype(r.dtype) + offset)
-    dx = r * g - wide * (r * r * r * jnp.mean(g * wide, -1, keepdims=True))
+    dx = r * g - u * (r * r * r * jnp.mean(g * u, -1, keepdims=True))
     return dx.astype(x.dtype), dscale
 
 
@@ -64,7 +65,3 @@ def softcap(call: Call, x: jax.Array) -> jax.Array:
 @rule(ops.GeluTanh, ops.Gelu, ops.Silu)
 def activation(call: Call, x: jax.Array) -> Gate:
     return Gate(call.op.name, x)
-
-
-def _wide(x: jax.Array) -> Any:
-    return jnp.promote_types(x.dtype, jnp.float32)

@@ -10,7 +10,8 @@ from jax import lax
 
 from planform.compiler.ops import recurrence as ops
 
-from ..scans import FORGET, Kernel, Plain, Scan, decayed, wide
+from ..policy import wide
+from ..scans import FORGET, Kernel, Plain, Scan, decayed
 from .contract import Call, Default, rule
 
 

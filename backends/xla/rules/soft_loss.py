@@ -18,9 +18,9 @@ from jax.custom_derivatives import SymbolicZero
 
 from planform.compiler.ops import loss as ops
 
-from ..policy import DTYPES
+from ..policy import DTYPES, wide
 from .contract import Call, rule
-from .loss import apart, parts, pieces, wide
+from .loss import apart, parts, pieces
 
 
 @dataclass(frozen=True)

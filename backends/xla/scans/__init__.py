@@ -2,6 +2,6 @@
 
 from .decayed import FORGET, Scan, decayed
 from .kernel import Kernel
-from .plain import Plain, wide
+from .plain import Plain
 
-__all__ = ["FORGET", "Kernel", "Plain", "Scan", "decayed", "wide"]
+__all__ = ["FORGET", "Kernel", "Plain", "Scan", "decayed"]

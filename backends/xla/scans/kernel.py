@@ -18,9 +18,10 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from ..policy import wide
 from .decayed import Triple
 from .forms import Pair
-from .plain import Plain, slope_of_sqrt, wide
+from .plain import Plain, slope_of_sqrt
 
 TIME, WIDTH = 256, 512
 """The largest block: two buffers of each of the gradient's six arrays, and its working space, take 7 MiB in float32."""

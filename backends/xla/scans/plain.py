@@ -11,6 +11,7 @@ from jax import lax
 
 from planform.compiler.ops.recurrence import GRADIENT_BOUND
 
+from ..policy import wide
 from .decayed import Triple
 from .forms import Pair, before, recur
 
@@ -57,10 +58,6 @@ def left_over(log_a: jax.Array) -> jax.Array:
     do, but on a CPU it takes twice as long."""
     t = jnp.tanh(log_a)
     return -2 * t / (1 - t)
-
-
-def wide(x: jax.Array) -> jnp.dtype:
-    return jnp.promote_types(x.dtype, jnp.float32)
 
 
 @jax.custom_jvp
