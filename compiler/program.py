@@ -57,6 +57,11 @@ class Program:
     keep: int = 2
     precision: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def unit(self) -> str:
+        """What speed is counted in."""
+        return "tokens" if any(u.loss.stream for u in self.updates) else "examples"
+
 
 def selects(selector: str, parameter: Parameter) -> bool:
     """Whether a selector means a parameter, or any layer of a stack of them.

@@ -16,6 +16,7 @@ from planform.compiler.ops.linear import Embed
 from planform.compiler.parameters import count
 from planform.compiler.program import Program, program
 from planform.compiler.recipes import Recipe
+from planform.compiler.types import TensorType
 from planform.spec import Diagnostic, Spec, SpecError
 
 from .checkpoint import steps as saved_steps
@@ -99,7 +100,7 @@ def train(
     graphs = [u.loss for u in chosen.updates]
     check_mesh(spec, graphs, axes, chosen.batch, chosen.accumulate)
     provide_devices(-(-devices_of(axes) // processes()))
-    policy = Policy(platform=jax.default_backend(), compute=compute)  # type: ignore[arg-type]
+    policy = Policy(compute=compute)  # type: ignore[arg-type]
     layout = Layout(make_mesh(axes), rules_of(spec), policy)
     share = share_of(layout.mesh, layout.rules, chosen.batch)
     data, words = open_data(chosen, share, folder, files, tokenizer)
@@ -130,8 +131,7 @@ class Log:
 
     def __init__(self, folder: Path, program: Program, begun: int, quiet: bool, first: bool) -> None:
         self.metrics = Metrics(folder, begun, enabled=first)
-        unit = "tokens" if any(u.loss.stream for u in program.updates) else "examples"
-        self.progress = Progress(program.steps, begun, unit, quiet=quiet)
+        self.progress = Progress(program.steps, begun, program.unit, quiet=quiet)
 
     def step(self, step: int, tokens: int, values: Values) -> None:
         self.metrics.write(step, values)
@@ -197,7 +197,7 @@ def open_data(
     recipe: Recipe = chosen.data
     a = recipe.arguments
     if recipe.name == "arrays":
-        file = _one_file(files if files is not None else a["file"], "arrays", "DATA.npz")
+        file = _one_file(files, recipe, "DATA.npz")
         found = load_arrays(file)
         missing = [f for f in recipe.fields if f not in found]
         if missing:
@@ -205,11 +205,11 @@ def open_data(
         picked = {f: found[f] for f in recipe.fields}
         return ArrayData(picked, share, chosen.seed, portion=a["heldout"], source=str(file)), None
     if recipe.name == "signals":
-        source = _one_file(files if files is not None else a["file"], "signals", "IMAGES")
+        source = _one_file(files, recipe, "IMAGES")
         signals, apart = load_signals(source, *_sizes(chosen))
         return SignalData(signals, recipe.fields, share, chosen.seed, apart, a["heldout"], str(source)), None
     if recipe.name == "functaset":
-        folder_ = _one_file(files if files is not None else a["file"], "functaset", "FUNCTASET")
+        folder_ = _one_file(files, recipe, "FUNCTASET")
         sizes = _latent_sizes(chosen)
         return LatentData(Functaset.open(folder_), recipe.fields, sizes, share, chosen.seed), None
     words = load_tokenizer(tokenizer if tokenizer is not None else a["tokenizer"])
@@ -219,19 +219,27 @@ def open_data(
     return TextData(corpus, words, a["length"], share, folder / "data", chosen.seed, recipe.fields[0]), words
 
 
-def _one_file(given: Any, what: str, example: str) -> str | Path:
+def _one_file(files: Any, recipe: Recipe, example: str) -> str | Path:
     """Where the data are, of a program that takes one file or folder. Raises: UserError."""
+    given = files if files is not None else recipe.arguments["file"]
     if isinstance(given, Sequence) and not isinstance(given, str) and len(given) == 1:
         given = given[0]
     if not isinstance(given, (str, Path)):
         many = "several are" if given else "none are"
-        raise UserError(f"this program trains on one file or folder of {what}, {many} given", help=f"--files {example}")
+        raise UserError(
+            f"this program trains on one file or folder of {recipe.name}, {many} given", help=f"--files {example}"
+        )
     return given
+
+
+def _types(chosen: Program) -> dict[str, TensorType]:
+    """Of what the losses read, by name."""
+    return {v.name: v.type for u in chosen.updates for v in (*u.loss.inputs, *u.heldout.inputs)}
 
 
 def _sizes(chosen: Program) -> tuple[int, int]:
     """(axes, channels) of the signals that a program takes. Raises: UserError where the spec leaves them open."""
-    types = {v.name: v.type for u in chosen.updates for v in (*u.loss.inputs, *u.heldout.inputs)}
+    types = _types(chosen)
     found = []
     for name, dims in zip(chosen.data.fields[:2], ("points, axes", "points, channels")):
         t = types.get(name)
@@ -246,8 +254,7 @@ def _sizes(chosen: Program) -> tuple[int, int]:
 
 def _latent_sizes(chosen: Program) -> list[int | None]:
     """Sizes of one latent that a program takes, None where they are open."""
-    types = {v.name: v.type for u in chosen.updates for v in (*u.loss.inputs, *u.heldout.inputs)}
-    t = types.get(chosen.data.fields[0])
+    t = _types(chosen).get(chosen.data.fields[0])
     if t is None:
         raise UserError(f"`{chosen.data.fields[0]}` is not used", help="functaset(LATENT) names the latents")
     return [n if isinstance(n, int) else None for n in t.sizes[1:]]

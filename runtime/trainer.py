@@ -180,8 +180,7 @@ class Trainer:
             self.save(wait=True)
         if not self._values:  # there was nothing left to do
             self.measure()
-        unit = "tokens" if any(u.graph.stream for u in self.updates.each) else "examples"
-        return Result(self.state.step, dict(self._values), clock.rate, stop.signal, unit)
+        return Result(self.state.step, dict(self._values), clock.rate, stop.signal, self.program.unit)
 
     def _step(self, batches: Iterator[Batch]) -> dict[str, Any]:
         """One step of every update, as often as it says, in order; returns metrics that are still being computed."""
