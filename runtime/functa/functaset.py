@@ -121,22 +121,22 @@ def shard_rows(file: Path) -> int | None:
 
 
 def write_shard(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Raises: UserError."""
+    write_whole(file, save({n: np.ascontiguousarray(a) for n, a in arrays.items()}))
+
+
+def write_json(file: Path, told: Mapping[str, Any]) -> None:
+    """Raises: UserError."""
+    write_whole(file, (json.dumps(told, indent=1) + "\n").encode())
+
+
+def write_whole(file: Path, content: bytes) -> None:
     """All of it or nothing: a kill leaves no half of a file under its name. Raises: UserError."""
     beside = file.with_name(f".{file.name}.part")
     try:
         with open(beside, "wb") as f:
-            f.write(save({n: np.ascontiguousarray(a) for n, a in arrays.items()}))
+            f.write(content)
             os.fsync(f.fileno())
-        beside.replace(file)
-    except OSError as error:
-        raise UserError(f"can't write in {file.parent}: {error.strerror or error}") from error
-
-
-def write_json(file: Path, told: Mapping[str, Any]) -> None:
-    """All of it or nothing. Raises: UserError."""
-    beside = file.with_name(f".{file.name}.part")
-    try:
-        beside.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
         beside.replace(file)
     except OSError as error:
         raise UserError(f"can't write in {file.parent}: {error.strerror or error}") from error
