@@ -223,6 +223,13 @@ class Emitter:
 
         return self.shared(("size", str(size)), compute)
 
+    def shape(self, sizes: Sequence[Size]) -> ir.Value:
+        """Sizes as int64[n]."""
+        if all(isinstance(s, int) for s in sizes):
+            return self.integers(*(s for s in sizes if isinstance(s, int)))
+        key = ("shape", 0, *map(str, sizes))
+        return self.shared(key, lambda: self.op("Concat", *(self.dim(s) for s in sizes), axis=0))
+
     def reshape(self, x: ir.Value, sizes: Sequence[Size], keep: int = 0) -> ir.Value:
         """x with its first `keep` dims unchanged and the rest laid out as `sizes`."""
         unknown = [s for s in sizes if not isinstance(s, int)]

@@ -44,7 +44,7 @@ def linear_recurrence(m: Emitter, node: Node, x: ir.Value, log_a: ir.Value, posi
     forget = m.shared(("forget", position.name, t.rank), lambda: _forget(m, position, t))
     a, b = _coefficients(m, node, x, m.op("Add", log_a, forget))
     # Nothing stands before: zeros of the shape of an entry.
-    start = m.op("Expand", m.constant(0.0), m.op("Concat", *(m.dim(s) for s in (t.sizes[0], *t.sizes[2:])), axis=0))
+    start = m.op("Expand", m.constant(0.0), m.shape([t.sizes[0], *t.sizes[2:]]))
     return scan(m, a, b, start, t)
 
 

@@ -46,4 +46,4 @@ def last(m: Emitter, node: Node, x: ir.Value, count: ir.Value) -> ir.Value:
 def iota(m: Emitter, node: Node) -> ir.Value:
     sizes = node.output.type.sizes
     steps = m.op("Cast", indices(m, sizes[-1]), to=ir.DataType.INT32)
-    return m.op("Expand", steps, m.op("Concat", *(m.dim(s) for s in sizes), axis=0))
+    return m.op("Expand", steps, m.shape(sizes))

@@ -32,13 +32,6 @@ def array(m: Emitter, node: Node) -> ir.Value:
     return m.constant(np.reshape(op.values, node.output.type.shape({})))
 
 
-def vector_of(m: Emitter, sizes: Sequence[Size]) -> ir.Value:
-    """Sizes as int64[n]."""
-    if all(isinstance(s, int) for s in sizes):
-        return m.integers(*(s for s in sizes if isinstance(s, int)))
-    return m.op("Concat", *(m.dim(s) for s in sizes), axis=0)
-
-
 def product(sizes: Sequence[Size]) -> Size:
     total: Size = 1
     for s in sizes:
@@ -55,7 +48,7 @@ def broadcast(m: Emitter, node: Node, x: ir.Value) -> ir.Value:
         copies = m.op("Cast", m.op("Squeeze", m.dim(product([to[i] for i in others]))), to=ir.DataType.FLOAT)
         x = m.op("Div", x, copies)
     x = m.transpose(x, np.argsort(op.at).tolist())
-    return m.op("Expand", m.op("Unsqueeze", x, m.integers(*others)), vector_of(m, to)) if others else x
+    return m.op("Expand", m.op("Unsqueeze", x, m.integers(*others)), m.shape(to)) if others else x
 
 
 @rule("sum_to")
@@ -117,7 +110,7 @@ def put(m: Emitter, node: Node, x: ir.Value, index: ir.Value) -> ir.Value:
         index = m.op("Add", m.reshape(index, [shared, product([at.sizes[i] for i in way.own])]), first)
     rows = product([shared, *(at.sizes[i] for i in way.own)])
     x = m.reshape(m.transpose(x, way.result), [rows, rest])
-    zeros = m.op("ConstantOfShape", vector_of(m, [shared * size, rest]))
+    zeros = m.op("ConstantOfShape", m.shape([shared * size, rest]))
     y = m.op("ScatterND", zeros, m.reshape(index, [rows, 1]), x, reduction="add")
     order = [*way.shared, op.axis, *way.rest]
     return m.transpose(m.reshape(y, [t.sizes[i] for i in order]), np.argsort(order).tolist())
