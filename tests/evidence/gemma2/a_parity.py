@@ -66,7 +66,7 @@ def logits() -> tuple[Any, bool]:
                 want = model(input_ids=torch.tensor(tokens.astype(np.int64)), use_cache=False).logits.numpy()
             ours = import_folder(Path(scratch) / "hf", "gemma2", Path(scratch) / "ours")
             graph, parameters = elaborate(spec_of_run(ours)), parameters_of_run(ours)
-            policy = xla.Policy(platform=jax.default_backend())
+            policy = xla.Policy()
             stored = xla.from_logical(lambda n, p=parameters: p[n], graph, policy)
             by_xla = np.asarray(jax.jit(xla.lower(graph, policy))(stored, {"tokens": tokens})["logits"])
             export_run(ours, Path(scratch) / "onnx", positions=64)
