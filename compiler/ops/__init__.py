@@ -6,6 +6,7 @@ from . import (
     broadcast,
     classes,
     control,
+    distribution,
     einsum,
     elementwise,
     field,
@@ -24,6 +25,6 @@ from .contract import OPS, At, Cost, Op, ParameterDecl, Reach, StateDecl, load_e
 
 __all__ = ["OPS", "At", "Cost", "Op", "ParameterDecl", "Reach", "StateDecl", "load_extensions", "register"]
 _families = (
-    array, attention, broadcast, classes, control, einsum, elementwise, field, grid, linear, loss, norm, random,
-    recurrence, reduce, sequence, shape, take,
+    array, attention, broadcast, classes, control, distribution, einsum, elementwise, field, grid, linear, loss,
+    norm, random, recurrence, reduce, sequence, shape, take,
 )  # fmt: skip

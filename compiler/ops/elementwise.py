@@ -142,6 +142,11 @@ Bfloat16 = _define(
     slopes=(lambda g, x, y: g,),
 )
 Relu = _define("relu", "max(x, 0).", lambda x: np.maximum(x, 0), slopes=(lambda g, x, y: (x <= 0.0).where(0.0, g),))
+Elu = _define(
+    "elu", "x for x > 0, else e^x - 1 (Clevert et al., arXiv:1511.07289).",
+    lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0))), floats=True,
+    slopes=(lambda g, x, y: (x <= 0.0).where(g * (y + 1.0), g),),
+)  # fmt: skip
 Less = _define("less", "x < y.", lambda x, y: x < y, _TWO, result="bool")
 LessEqual = _define("less_equal", "x <= y.", lambda x, y: x <= y, _TWO, result="bool")
 Equal = _define("equal", "x = y.", lambda x, y: x == y, _TWO, result="bool")
@@ -186,6 +191,39 @@ class Where(Elementwise):
 
         t = TensorType("f32", random_dims(rng, 2))
         return cls(), [(t.with_dtype("bool"), rng.random(t.shape({})) < 0.5)] + [(t, floats(rng, t)) for _ in range(2)]
+
+
+@register
+@dataclass(frozen=True)
+class Clip(Op):
+    """x, but at least `low` and at most `high`; beyond them no gradient flows. C1: low <= high."""
+
+    name: ClassVar[str] = "clip"
+    family: ClassVar[str] = "elementwise"
+    low: float
+    high: float
+
+    def infer(self, *inputs: TensorType) -> TensorType:
+        if not inputs[0].is_float:
+            raise TypeMismatch(f"`clip` needs a float tensor, its input is {inputs[0]}", code="PF0301")
+        if not self.low <= self.high:
+            raise TypeMismatch(f"nothing lies between {self.low:g} and {self.high:g}", code="PF0320",
+                               help=f"clip({self.high:g}, {self.low:g})")  # fmt: skip
+        return inputs[0]
+
+    def reference(self, at: At, *arrays: np.ndarray) -> np.ndarray:
+        return np.clip(arrays[0], self.low, self.high)
+
+    def decompose(self, b: Builder, *values: Value) -> Value:
+        return Term(b, values[0]).of("maximum", self.low).of("minimum", self.high).value
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator) -> tuple[Op, list[Any]]:
+        from .sampling import floats, random_dims
+
+        t = TensorType("f32", random_dims(rng, 3))
+        low = float(rng.uniform(-2, 1))
+        return cls(low, low + float(rng.uniform(0.1, 2))), [(t, floats(rng, t))]
 
 
 @register

@@ -14,7 +14,7 @@ from .registry import Emitter, Node, rule
 _NAMES = {
     "add": "Add", "sub": "Sub", "mul": "Mul", "div": "Div", "pow": "Pow", "maximum": "Max", "minimum": "Min",
     "neg": "Neg", "abs": "Abs", "exp": "Exp", "log": "Log", "sqrt": "Sqrt", "tanh": "Tanh", "sin": "Sin",
-    "cos": "Cos", "erf": "Erf", "sigmoid": "Sigmoid", "relu": "Relu", "less": "Less",
+    "cos": "Cos", "erf": "Erf", "sigmoid": "Sigmoid", "relu": "Relu", "elu": "Elu", "less": "Less",
     "less_equal": "LessOrEqual", "equal": "Equal", "logical_and": "And", "floor": "Floor",
 }  # fmt: skip
 

@@ -45,6 +45,7 @@ FUNCTIONS: dict[type[ops.Elementwise], Callable[..., Any]] = {
     ops.Floor: jnp.floor,
     ops.Bfloat16: _rounded,
     ops.Relu: jax.nn.relu,
+    ops.Elu: jax.nn.elu,
     ops.Less: jnp.less,
     ops.LessEqual: jnp.less_equal,
     ops.Equal: jnp.equal,
