@@ -11,7 +11,7 @@ from typing import Any
 from planform.spec import Diagnostic, Section, Span, Spec, SpecError, TensorDecl, ast, did_you_mean, output_names
 
 from .elaborate import Elaborator, Env, Inner, elaborate, elaborate_loss
-from .ir import Graph, Parameter
+from .ir import Graph, Input, Parameter
 from .parameters import layers
 from .recipes import OPTIMIZERS, SOURCES, Recipe, read
 from .size import symbol
@@ -21,6 +21,7 @@ _EXAMPLES = {
     "loss": "loss: cross_entropy(lm(tokens).logits, next(tokens))",
     "optimizer": "optimizer: adamw(warmup_cosine(3e-4, warmup=100), clip=1.0)",
 }
+REPLAY = ("observation", "action", "reward", "discount", "next_observation", "weight")
 _LATER = ("targets", "simultaneous")
 
 
@@ -56,6 +57,7 @@ class Program:
     checkpoint_every: int = 100
     keep: int = 2
     precision: Mapping[str, str] = field(default_factory=dict)
+    policy: Graph | None = None  # from observations to actions, where the data are what an agent sees
 
     @property
     def unit(self) -> str:
@@ -122,6 +124,7 @@ def program(spec: Spec) -> Program:
         checkpoint_every=checkpoint.get("every", 100),
         keep=checkpoint.get("keep", 2),
         precision=dict(spec.precision.values) if spec.precision else {},
+        policy=_policy(spec, data) if "policy" in data.arguments else None,
     )
     if made.batch % made.accumulate:
         raise SpecError(
@@ -133,6 +136,21 @@ def program(spec: Spec) -> Program:
             )
         )
     return made
+
+
+def _policy(spec: Spec, data: Recipe) -> Graph:
+    """The graph that acts. Raises: SpecError where it isn't one from observations to actions."""
+    name, (observation, action, *_) = data.arguments["policy"], data.fields
+    if name not in spec.graphs:
+        raise SpecError(Diagnostic("PF0502", f"no graph `{name}` to act with", data.span,
+                                   help=did_you_mean(name, spec.graphs)))  # fmt: skip
+    found = elaborate(spec, name)
+    taken = [v.name for v in found.of_kind(Input) if v.default is None]
+    if taken != [observation] or action not in found.outputs:
+        message = f"`{name}` doesn't act: it takes {', '.join(taken)} and gives {', '.join(found.outputs)}"
+        help = f"a policy takes `{observation}` alone and gives `{action}`, as the fields of `{data.name}` are called"
+        raise SpecError(Diagnostic("PF0502", message, data.span, help=help))
+    return found
 
 
 def _value(e: Elaborator, expr: ast.Expr) -> Any:
@@ -233,10 +251,20 @@ def _fields(spec: Spec, data: Recipe) -> dict[str, TensorType]:
             raise SpecError(Diagnostic("PF0502", "`text` gives one field, the tokens", data.span))
         return {data.fields[0]: TensorType("i32", (Dim("batch", symbol("batch")), Dim("time", symbol("time"))))}
     found: dict[str, TensorType] = {}
+    signature = SOURCES[data.name]
+    if data.name == "replay":
+        wanted = REPLAY[: 6 if data.arguments["priority"] else 5]
+        if len(data.fields) != len(wanted):
+            help = f"replay({', '.join(wanted)}, ..): names of these, in this order"
+            message = f"`replay` gives {len(wanted)} fields here, {len(data.fields)} are named"
+            raise SpecError(Diagnostic("PF0502", message, data.span, help=help))
     specs = [spec, *(u.spec for u in spec.uses.values())]
     for i, name in enumerate(data.fields):
-        if i == SOURCES[data.name].labels:
-            found[name] = TensorType("i32", (Dim("batch", symbol("batch")),))
+        if dtype := signature.types.get(i):
+            found[name] = TensorType(dtype, (Dim("batch", symbol("batch")),))
+            continue
+        if i in signature.like:
+            found[name] = found[data.fields[signature.like[i]]]
             continue
         declared = [(s, g.inputs[name]) for s in specs for g in s.graphs.values() if name in g.inputs]
         if not declared:

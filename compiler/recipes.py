@@ -6,7 +6,7 @@ The compiler checks their use; the runtime gives them their meaning (optax, grai
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from planform.spec import Diagnostic, Span, SpecError, ast, did_you_mean
@@ -25,7 +25,8 @@ class Signature:
     arguments: Mapping[str, Any]
     rate: str | None = None
     fields: bool = False  # leading positional arguments are names of data fields
-    labels: int | None = None  # which of them is a class, int[batch]
+    types: Mapping[int, str] = field(default_factory=dict)  # dtypes of those that are one number an example
+    like: Mapping[int, int] = field(default_factory=dict)  # those that have the type of another
 
 
 @dataclass(frozen=True)
@@ -75,15 +76,39 @@ SOURCES = {
         "axes], their values there, float[batch, points, channels], and perhaps labels, int[batch].",
         {"file": None, "heldout": 0.05},
         fields=True,
-        labels=2,
+        types={2: "i32"},
     ),
     "functaset": Signature(
         "Latents of signals, each feature normalised: float[batch, ..], and perhaps the signals' labels, int[batch].",
         {"file": None},
         fields=True,
-        labels=1,
+        types={1: "i32"},
     ),
     "arrays": Signature("Fields of an .npz file, by name.", {"file": None, "heldout": 0.05}, fields=True),
+    "replay": Signature(
+        "Transitions that actors gather with the graph `policy` in an environment of the control suite: what was "
+        "observed, the action, the sum of the next `n` rewards, what the future after them counts for (0 where the "
+        "episode is over), and what was observed then; a sixth field is the weight of each where transitions are drawn "
+        "by `priority` (an exponent). `gamma` discounts a step; `noise` is added to actions; an action is taken "
+        "`repeat` times; the newest `capacity` transitions are kept, drawn from when there are `first`, each `ratio` "
+        "times on average; `actors` are processes, with 0 the learner plays itself.",
+        {
+            "environment": None,
+            "policy": "actor",
+            "n": 5,
+            "gamma": 0.99,
+            "noise": 0.3,
+            "repeat": 1,
+            "capacity": 1000000,
+            "first": 1000,
+            "ratio": 32.0,
+            "priority": 0.0,
+            "actors": 1,
+        },
+        fields=True,
+        types={2: "f32", 3: "f32", 5: "f32"},
+        like={4: 0},
+    ),
 }
 
 

@@ -18,7 +18,7 @@ from .checkpoint import steps
 from .data import TextData
 from .mesh import devices_of, make_mesh, provide_devices, rules_of, share_of
 from .run import parameters_of_run, read_run, spec_of_run
-from .train import open_data
+from .train import open_data, with_environment
 from .updates import Layout, Updates, means
 from .uses import get, not_given, of_run
 
@@ -82,6 +82,9 @@ def measure(
             found.append(update.measure(parameters, placed, others, number))
         prefix = f"{update.name}/" if len(updates.each) > 1 else ""
         values.update({prefix + n: v for n, v in means(found).items()})
+    if data_measure := getattr(data, "measure", None):
+        data.follow(0, lambda names: {n: logical[n] for n in names})
+        values.update(data_measure(count))
     if isinstance(data, TextData) and len(updates.each) == 1 and updates.each[0].per_target:
         values["bits_per_byte"] = data.bits_per_byte(values["heldout_loss"])
         values["bigram_bits_per_byte"] = data.bigram_bits_per_byte(count)
@@ -92,6 +95,9 @@ def as_it_ran(spec: Spec, told: dict[str, Any]) -> Any:
     """The program with the choices that the run was made with."""
     chosen = program(spec)
     chosen = replace(chosen, **{k: told[k] for k in ("batch", "accumulate", "seed") if k in told})
+    environment = told.get("data", {}).get("environment")
+    if environment and "environment" in chosen.data.arguments:
+        chosen = with_environment(chosen, environment)
     length = told.get("data", {}).get("length")
     if length and "length" in chosen.data.arguments:
         chosen = replace(chosen, data=replace(chosen.data, arguments={**chosen.data.arguments, "length": length}))

@@ -7,7 +7,7 @@ grouping of layers, on one mesh, is read under another.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from planform.compiler.parameters import gather, scatter
+from planform.compiler.parameters import gather, layers, scatter
 
 from .checkpoint import Checkpoints, read_arrays, read_meta
 from .errors import UserError
@@ -37,6 +37,13 @@ class State:
     def named(self) -> dict[str, Any]:
         """Every array under its name on disk."""
         return _flat({PARAMETERS: self.parameters, **self.optimizers})[0]
+
+    def logical(self, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """Some parameters by their logical names, on the host."""
+        wanted = set(names)
+        held = {n: a for n, a in self.parameters.items() if wanted.intersection(layers(n))}
+        found = scatter(jax.device_get(held))
+        return {n: found[n] for n in names}
 
 
 def parameter_name(name: str) -> str | None:

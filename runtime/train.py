@@ -68,6 +68,7 @@ def train(
     resume: bool = True,
     quiet: bool = False,
     uses: Mapping[str, str | Path] | None = None,
+    environment: str | None = None,
 ) -> Result:
     """Runs the training program of a spec; everything it writes is in `folder`.
 
@@ -82,6 +83,7 @@ def train(
                refuses a folder that has one
     uses       folders of the runs whose weights the used specs take, by the names under `uses`; a run that goes on
                finds them again where they were
+    environment  that an agent learns in, `cartpole:balance`; else what the spec says
     In a run of several processes all of them call it alike, after `distributed.begin`.
 
     Raises: SpecError, UserError.
@@ -91,6 +93,8 @@ def train(
     chosen = replace(program(spec), **{k: v for k, v in given.items() if v is not None})
     if length is not None:
         chosen = _with_length(chosen, length)
+    if environment is not None:
+        chosen = with_environment(chosen, environment)
     if not resume and saved_steps(folder):
         raise UserError(f"there is a run in {folder} already", help="choose another folder, or go on with that run")
     compute = _compute(spec, chosen, precision)
@@ -155,6 +159,14 @@ def _with_length(chosen: Program, length: int) -> Program:
     return replace(chosen, data=replace(chosen.data, arguments={**chosen.data.arguments, "length": length}))
 
 
+def with_environment(chosen: Program, environment: str) -> Program:
+    """The program with its agent in another environment. Raises: UserError where there is no agent."""
+    if "environment" not in chosen.data.arguments:
+        raise UserError(f"this program learns from {chosen.data.name}, not in an environment",
+                        help="leave --environment out")  # fmt: skip
+    return replace(chosen, data=replace(chosen.data, arguments={**chosen.data.arguments, "environment": environment}))
+
+
 def _default(chosen: Program) -> Axes:
     provide_devices()
     numbers = 0
@@ -208,6 +220,10 @@ def open_data(
         source = _one_file(files, recipe, "IMAGES")
         signals, apart = load_signals(source, *_sizes(chosen))
         return SignalData(signals, recipe.fields, share, chosen.seed, apart, a["heldout"], str(source)), None
+    if recipe.name == "replay":
+        from .agents import open_replay
+
+        return open_replay(chosen, share, folder), None
     if recipe.name == "functaset":
         folder_ = _one_file(files, recipe, "FUNCTASET")
         sizes = _latent_sizes(chosen)

@@ -158,8 +158,10 @@ class Trainer:
             batches = self.data.batches(self.state.step * self._draws)
             stack.callback(getattr(batches, "close", lambda: None))
             waiting: tuple[int, dict[str, Any]] | None = None
+            self._tell()
             while self.state.step < last and not stop.asked(self.state.step):
                 made = self._step(batches)
+                self._tell()
                 step = self.state.step
                 if waiting:
                     self._report(*waiting, clock)
@@ -196,6 +198,11 @@ class Trainer:
             made[update.name] = metrics
         self.state = State(parameters, optimizers, self.state.step + 1)
         return made
+
+    def _tell(self) -> None:
+        """Lets data that depend on what is learned follow the run."""
+        if follow := getattr(self.data, "follow", None):
+            follow(self.state.step, self.state.logical)
 
     def _place(self, update: OneUpdate, batch: Batch) -> dict[str, jax.Array]:
         """This process's part of a batch as global arrays, those that the update reads."""
@@ -247,6 +254,8 @@ class Trainer:
         for name, made in jax.device_get(totals).items():
             prefix = f"{name}/" if len(totals) > 1 else ""
             values.update({prefix + n: v for n, v in means(made).items()})
+        if measure := getattr(self.data, "measure", None):
+            values.update(measure(self.program.evaluate_batches))
         bits = getattr(self.data, "bits_per_byte", None)
         if bits and len(totals) == 1 and self.updates.each[0].per_target:
             values["bits_per_byte"] = bits(values["heldout_loss"])

@@ -10,7 +10,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from . import check, demo, evaluate, explain, export, functa, generate, importing, ir, schema, show, train, verify
+from . import check, demo, evaluate, explain, export, functa, generate, importing, ir, play, schema, show, train, verify
 
 FAULT = 70
 """Exit code of a fault of planform itself (EX_SOFTWARE of sysexits.h); 0 is success, 1 means findings, 2 a user's
@@ -93,5 +93,20 @@ def _options(
     pass
 
 
-for _module in (check, show, ir, explain, train, evaluate, importing, export, verify, generate, functa, schema, demo):
+for _module in (
+    check,
+    show,
+    ir,
+    explain,
+    train,
+    evaluate,
+    importing,
+    export,
+    verify,
+    generate,
+    functa,
+    play,
+    schema,
+    demo,
+):
     _module.add(app)

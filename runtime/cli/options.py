@@ -23,6 +23,10 @@ With = Annotated[
     list[str] | None,
     typer.Option("--with", metavar="NAME=RUN", help="The run whose weights a spec under `uses` takes."),
 ]
+Environment = Annotated[
+    str | None,
+    typer.Option("--environment", metavar="DOMAIN:TASK", help="Of the control suite. [default: what the spec says]"),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for tools.")]
 GraphName = Annotated[
     str | None,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import AsJson, Set, Size, SpecName, With, label, load_spec
+from .options import AsJson, Environment, Set, Size, SpecName, With, label, load_spec
 
 EPILOG = "Example: planform train gemma2@small --out runs/small --mesh data=2 --files my_texts/"
 
@@ -31,6 +31,7 @@ def train(
         str | None, typer.Option("--tokenizer", metavar="PATH", help="`bytes` or a tokenizer.json.")
     ] = None,
     uses: With = None,
+    environment: Environment = None,
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Steps in all.")] = None,
     batch: Annotated[int | None, typer.Option("--batch", min=1, help="Examples in a step, over all replicas.")] = None,
     length: Annotated[int | None, typer.Option("--length", min=2, help="Tokens in an example.")] = None,
@@ -94,6 +95,7 @@ def train(
         resume=resume,
         quiet=quiet,
         uses=parse_with(uses or ()),
+        environment=environment,
     )
     if as_json:
         print_json({"folder": str(target), "step": result.step, "stopped_by_signal": result.signal,

@@ -8,7 +8,7 @@ read to be skipped.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -45,6 +45,17 @@ class DataSource(Protocol):
     def describe(self) -> dict[str, Any]:
         """JSON-able facts. `fingerprint` names the sequence of batches: a resumed run compares it with its
         own."""
+
+
+class Following(DataSource, Protocol):
+    """A source whose data depend on what is learned, as those of an agent do. The trainer tells it how the run goes;
+    it must not keep the trainer waiting. Its batches are no function of (seed, step) alone."""
+
+    def follow(self, step: int, parameters: Callable[[Sequence[str]], Mapping[str, np.ndarray]]) -> None:
+        """After so many steps, before the batches of the next; `parameters` gives those named, as they are now."""
+
+    def measure(self, count: int) -> dict[str, float]:
+        """What is told of an evaluation besides held-out losses, from `count` trials."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,41 @@
+"""Agents: environments, the actors that play in them, and the replay that a learner draws from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from planform.compiler.program import Program
+
+from ..errors import UserError
+
+if TYPE_CHECKING:
+    from ..data.source import Share
+    from .actor import Play
+    from .source import ReplayData
+
+SEEN = "replay.npz"
+"""In a run's folder: what its actors saw."""
+
+
+def play_of(program: Program) -> Play:
+    """How actors play in a program's environment. Raises: UserError where none is named."""
+    from .actor import Play
+    from .policy import Policy
+
+    a, action = program.data.arguments, program.data.fields[1]
+    if a["environment"] is None:
+        raise UserError("no environment to learn in is named", help="--environment cartpole:balance")
+    assert program.policy is not None
+    return Play(a["environment"], Policy.of(program.policy, action), a["n"], a["gamma"], a["noise"], a["repeat"])
+
+
+def open_replay(program: Program, share: Share, folder: Path) -> ReplayData:
+    """The data of a program that learns from what it sees. Raises: UserError."""
+    from .source import ReplayData
+
+    a = program.data.arguments
+    return ReplayData(
+        play_of(program), program.data.fields, share, program.seed, actors=a["actors"], capacity=a["capacity"],
+        ratio=a["ratio"], first=a["first"], exponent=a["priority"], file=folder / SEEN,
+    )  # fmt: skip

@@ -1,0 +1,69 @@
+"""D4PG: how fast the learner and the actors are, and what is learned."""
+
+from __future__ import annotations
+
+import tempfile
+from typing import Any
+
+from planform.runtime.agents.play import play
+from planform.runtime.metrics import read_metrics
+from planform.runtime.train import train
+from planform.spec import load
+from tests.benchmarks.d4pg import actors, learner
+from tests.benchmarks.ratios import judged
+from tests.evidence import row
+
+SECONDS = 60
+
+
+@row(
+    "replicator_models",
+    "d4pg_learner",
+    "learner steps/s at a batch of 256, batches from the host, >= 1.0 x the same losses by hand in JAX with rlax",
+    2,
+)
+def learner_speed() -> tuple[Any, bool | str]:
+    found = learner(SECONDS, 100)
+    return found, judged(found["low"], found["high"], 1.0)
+
+
+@row(
+    "replicator_models",
+    "d4pg_actor",
+    "actor steps/s, transitions and noise included, >= 0.9 x bare dm_control with the same policy in onnxruntime",
+    2,
+)
+def actor_speed() -> tuple[Any, bool | str]:
+    found = actors(SECONDS, 2000)
+    return found, judged(found["low"], found["high"], 0.9)
+
+
+def learned(model: str, environment: str, aim: float, steps: int, seeds: int = 1) -> tuple[Any, bool]:
+    """Trains with every seed; the curve and the returns of ten episodes that no run measured itself with."""
+    figure: dict[str, Any] = {}
+    for seed in range(seeds):
+        with tempfile.TemporaryDirectory() as folder:
+            train(load(model), folder, environment=environment, steps=steps, seed=seed, quiet=True)
+            curve = {v["step"]: v["episode_return"] for v in read_metrics(folder) if "episode_return" in v}
+            found = play(folder, episodes=10, seed=1000 + seed)
+        figure[f"seed {seed}"] = {
+            "returns": [round(r, 1) for r in found["returns"]],
+            "mean": round(found["mean"], 1),
+            "curve": {step: round(r, 1) for step, r in curve.items()},
+        }
+    return figure, all(f["mean"] > aim for f in figure.values())
+
+
+@row("replicator_models", "d4pg_balance", "cartpole balance from states, three seeds: returns above 900", 60)
+def balance() -> tuple[Any, bool]:
+    return learned("d4pg@cartpole", "cartpole:balance", 900, 30_000, seeds=3)
+
+
+@row("replicator_models", "d4pg_swingup", "cartpole swingup from states: returns above 750", 60)
+def swingup() -> tuple[Any, bool]:
+    return learned("d4pg@cartpole", "cartpole:swingup", 750, 100_000)
+
+
+@row("replicator_models", "d4pg_reacher", "reacher easy from states: returns above 900", 60)
+def reacher() -> tuple[Any, bool]:
+    return learned("d4pg@reacher", "reacher:easy", 900, 100_000)
