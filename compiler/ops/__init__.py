@@ -6,6 +6,7 @@ from . import (
     broadcast,
     classes,
     control,
+    convolution,
     einsum,
     elementwise,
     field,
@@ -13,17 +14,19 @@ from . import (
     linear,
     loss,
     norm,
+    pooling,
     random,
     recurrence,
     reduce,
     sequence,
     shape,
     take,
+    windows,
 )
 from .contract import OPS, At, Cost, Op, ParameterDecl, Reach, StateDecl, load_extensions, register
 
 __all__ = ["OPS", "At", "Cost", "Op", "ParameterDecl", "Reach", "StateDecl", "load_extensions", "register"]
 _families = (
-    array, attention, broadcast, classes, control, einsum, elementwise, field, grid, linear, loss, norm, random,
-    recurrence, reduce, sequence, shape, take,
+    array, attention, broadcast, classes, control, convolution, einsum, elementwise, field, grid, linear, loss, norm,
+    pooling, random, recurrence, reduce, sequence, shape, take, windows,
 )  # fmt: skip
