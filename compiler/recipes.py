@@ -41,10 +41,14 @@ class Recipe:
 _ADAM = {"learning_rate": REQUIRED, "b1": 0.9, "b2": 0.999, "eps": 1e-8, "clip": None}
 OPTIMIZERS = {
     "sgd": Signature(
-        "Stochastic gradient descent.",
-        {"learning_rate": REQUIRED, "momentum": 0.0, "nesterov": False, "clip": None},
+        "Stochastic gradient descent, with weight_decay / 2 times the sum of squares of what `decay` selects added to "
+        "the loss.",
+        {
+            "learning_rate": REQUIRED, "momentum": 0.0, "nesterov": False, "clip": None, "weight_decay": 0.0,
+            "decay": "kind:matrix",
+        },
         "learning_rate",
-    ),
+    ),  # fmt: skip
     "adam": Signature("Adam (arXiv:1412.6980).", _ADAM, "learning_rate"),
     "adamw": Signature(
         "Adam with decoupled weight decay (arXiv:1711.05101) on what `decay` selects.",
