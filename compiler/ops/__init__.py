@@ -3,6 +3,7 @@
 from . import (
     array,
     attention,
+    batch_norm,
     broadcast,
     classes,
     control,
@@ -24,6 +25,6 @@ from .contract import OPS, At, Cost, Op, ParameterDecl, Reach, StateDecl, load_e
 
 __all__ = ["OPS", "At", "Cost", "Op", "ParameterDecl", "Reach", "StateDecl", "load_extensions", "register"]
 _families = (
-    array, attention, broadcast, classes, control, einsum, elementwise, field, grid, linear, loss, norm, random,
-    recurrence, reduce, sequence, shape, take,
+    array, attention, batch_norm, broadcast, classes, control, einsum, elementwise, field, grid, linear, loss, norm,
+    random, recurrence, reduce, sequence, shape, take,
 )  # fmt: skip
