@@ -3,6 +3,7 @@
 from . import (
     array,
     attention,
+    batch_norm,
     broadcast,
     classes,
     control,
@@ -27,6 +28,6 @@ from .contract import OPS, At, Cost, Op, ParameterDecl, Reach, StateDecl, load_e
 
 __all__ = ["OPS", "At", "Cost", "Op", "ParameterDecl", "Reach", "StateDecl", "load_extensions", "register"]
 _families = (
-    array, attention, broadcast, classes, control, convolution, einsum, elementwise, field, grid, linear, loss, norm,
-    pooling, random, recurrence, reduce, sequence, shape, take, windows,
+    array, attention, batch_norm, broadcast, classes, control, convolution, einsum, elementwise, field, grid, linear,
+    loss, norm, pooling, random, recurrence, reduce, sequence, shape, take, windows,
 )  # fmt: skip
