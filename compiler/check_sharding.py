@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from planform.spec import Diagnostic, Note, ShardingRule, Spec, did_you_mean
 
 from .analyses.sharding import Conflict, conflicts, indivisible, normalise, spec_for
-from .ir import Graph, Parameter, Value
+from .ir import Graph, Value, Weight
 
 
 def check_sharding(
@@ -90,7 +90,7 @@ class _Tally:
 
     def lose(self, conflict: Conflict, value: Value) -> None:
         self.anywhere = self.anywhere or (conflict, value)
-        if isinstance(value, Parameter):
+        if isinstance(value, Weight):
             self.parameter = self.parameter or (conflict, value)
 
 

@@ -59,9 +59,9 @@ class Input(Value):
 
 
 @dataclass(eq=False, repr=False)
-class Parameter(Value):
-    """A trained tensor. `path` is its name to people, selectors and checkpoints; a stack of equal layers
-    has a slice in it for each leading `repeat` dim: `lm.layer[0:26:2].attend.query.weight`. A `frozen` one
+class Weight(Value):
+    """A tensor that a model is made of. `path` is its name to people, selectors and checkpoints; a stack of equal
+    layers has a slice in it for each leading `repeat` dim: `lm.layer[0:26:2].attend.query.weight`. A `frozen` one
     belongs to another spec, whose name leads its path, and comes with a checkpoint of that."""
 
     path: str = ""
@@ -71,12 +71,14 @@ class Parameter(Value):
 
 
 @dataclass(eq=False, repr=False)
-class Buffer(Value):
-    """A tensor kept between steps but not trained (statistics, spectral-norm vectors, target copies)."""
+class Parameter(Weight):
+    """A weight that is trained."""
 
-    path: str = ""
-    init: Init = field(default_factory=lambda: Init("zeros"))
-    stacked: int = 0
+
+@dataclass(eq=False, repr=False)
+class Buffer(Weight):
+    """A weight that no gradient trains (statistics, vectors of power iterations): a training graph takes it and
+    returns its successor under the same path, elsewhere it is a constant."""
 
 
 @dataclass(eq=False, repr=False)
@@ -89,7 +91,8 @@ class State(Value):
 
 @dataclass(eq=False, repr=False)
 class Argument(Value):
-    """What the region of a repetition receives: a carry, one slice of a stack, or a loop invariant."""
+    """What the region of a repetition receives: a carry (unless that is a `Buffer`), one slice of a stack, or a loop
+    invariant."""
 
 
 @dataclass(eq=False)
@@ -107,8 +110,8 @@ class Node:
 
 @dataclass(eq=False)
 class Graph:
-    """Nodes in an order that runs. `outputs` maps names to values; a State successor is named by the
-    state's path. A region has the same shape; its outputs are named by position."""
+    """Nodes in an order that runs. `outputs` maps names to values; the successor of a State or a Buffer is named by
+    its path. A region has the same shape; its outputs are named by position."""
 
     name: str
     inputs: tuple[Value, ...]
@@ -120,8 +123,17 @@ class Graph:
         return [v for v in self.inputs if isinstance(v, kind)]
 
     @property
+    def weights(self) -> list[Weight]:
+        """Parameters and buffers: all that a checkpoint of the model holds."""
+        return self.of_kind(Weight)
+
+    @property
     def parameters(self) -> list[Parameter]:
         return self.of_kind(Parameter)
+
+    @property
+    def buffers(self) -> list[Buffer]:
+        return self.of_kind(Buffer)
 
     @property
     def states(self) -> list[State]:

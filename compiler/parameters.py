@@ -16,7 +16,7 @@ from itertools import product
 
 import numpy as np
 
-from .ir import Graph, Init, Parameter
+from .ir import Graph, Init, Weight
 
 _SLICE = re.compile(r"\[(\d+):(\d+)(?::(\d+))?\]")
 
@@ -136,8 +136,8 @@ def _fan_in(shape: tuple[int, ...], dims: float) -> int:
     return int(np.prod(shape[: int(dims)])) or 1
 
 
-def initial(parameters: Iterable[Parameter], seed: int = 0) -> dict[str, np.ndarray]:
-    """First values of all logical parameters of some stored ones."""
+def initial(parameters: Iterable[Weight], seed: int = 0) -> dict[str, np.ndarray]:
+    """First values of all logical parameters (and buffers) of some stored ones."""
     out: dict[str, np.ndarray] = {}
     for p in parameters:
         shape = p.type.shape({})[p.stacked :]

@@ -137,7 +137,7 @@ class _Reader:
         self.sizes = {k: int(v) for k, v in dim_values(spec.dims, self.found).items() if float(v).is_integer()}
         self.shapes: dict[str, tuple[int, ...]] = {}
         for graph in graphs:
-            for p in graph.parameters:
+            for p in graph.weights:
                 shape = p.type.shape({})[len(stack_shape(p.path)) :]
                 self.shapes.update(dict.fromkeys(layers(p.path), shape))
 

@@ -9,7 +9,7 @@ from dataclasses import fields
 import numpy as np
 
 from planform.backends import reference
-from planform.compiler.ir import Graph, Input, Node, Parameter, Value
+from planform.compiler.ir import Graph, Init, Input, Node, Parameter, Value
 from planform.compiler.parameters import initial, layers
 from planform.compiler.size import symbols
 
@@ -93,15 +93,19 @@ def _documents(rng: np.random.Generator, batch: int, time: int) -> tuple[np.ndar
 
 
 def probe_parameters(graph: Graph, seed: int = 0) -> Arrays:
-    """Random parameters by logical name, float32.
+    """Random parameters and buffers by logical name, float32.
 
     Matrices start as the spec says, and those that start as zeros as large as others (behind a gate that is shut no
-    mistake would show); vectors are stirred; then what feeds a cap is scaled until the largest score or logit on a
-    sample input reaches it.
+    mistake would show); vectors are stirred, and buffers that start as ones, which are variances, stay above zero; then
+    what feeds a cap is scaled until the largest score or logit on a sample input reaches it.
     """
     rng = np.random.default_rng([seed, 2])
     found: Arrays = {}
-    for name, array in initial(graph.parameters, seed).items():
+    positive = {name for b in graph.buffers if b.init == Init("ones") for name in layers(b.path)}
+    for name, array in initial(graph.weights, seed).items():
+        if name in positive:
+            found[name] = np.exp(rng.standard_normal(array.shape) * 0.3).astype(np.float32)
+            continue
         size = 0.3 if array.ndim < 2 else 0.02 if array.any() else math.prod(array.shape[:-1]) ** -0.5
         found[name] = (array + rng.standard_normal(array.shape) * size).astype(np.float32)
     _reach_caps(graph, found, seed)

@@ -107,7 +107,7 @@ def _shapes(spec: Spec) -> dict[str, tuple[int, ...]]:
     return {
         name: p.type.shape({})[p.stacked :]
         for graph in spec.graphs
-        for p in elaborate(spec, graph).parameters
+        for p in elaborate(spec, graph).weights
         for name in layers(p.path)
     }
 

@@ -48,9 +48,9 @@ class Layout:
 
 
 class Updates:
-    """A program on a mesh. Its parameters are stored as the first graph that has them stores them.
+    """A program on a mesh. Its parameters and buffers are stored as the first graph that has them stores them.
 
-    storage    what is trained, and kept in checkpoints
+    storage    what a run changes, and keeps in checkpoints
     frozen     what other specs bring
     shardings  where each of both is
     """
@@ -77,11 +77,11 @@ class Updates:
         self.each = tuple(OneUpdate(u, program, layout, self.storage, self.frozen, self.shardings) for u in updates)
 
     def initialise(self, seed: int) -> Arrays:
-        """First values of what is trained."""
+        """First values of what a run changes."""
         return self._made(self.storage, lambda graph, *rest: initialise(graph, self.layout.policy, seed, *rest))
 
     def place(self, get: Callable[[str], np.ndarray]) -> Arrays:
-        """What is trained, from a function that gives each logical parameter."""
+        """What a run changes, from a function that gives each logical parameter."""
         return self._made(self.storage, lambda graph, *rest: from_logical(get, graph, self.layout.policy, *rest))
 
     def place_frozen(self, get: Callable[[str], np.ndarray]) -> Arrays:
@@ -101,7 +101,7 @@ class OneUpdate:
 
     initial(trained parameters) -> optimizer state
     step(parameters, optimizer state, batch, number, frozen) -> (parameters, optimizer state, metrics); the first two
-    are donated. number is that of the update, from 1.
+    are donated. number is that of the update, from 1. Buffers that the loss changes are among the parameters.
     measure(parameters, batch, frozen, number) -> ({"heldout_loss" and metrics: each * weight}, weight): for `means`;
     what is drawn at random is always the same for the held-out batch of that number.
     per_target says whether the held-out loss is the mean of one cross-entropy over classes: nats a token, in text.
@@ -124,8 +124,12 @@ class OneUpdate:
         self._layout = layout
         self.per_target = WEIGHT in update.heldout.outputs
         self._run, self._run_heldout = self._runner(update.loss), self._runner(update.heldout)
-        used = {name for s in storage(update.loss, layout.policy).values() for name in s.logical}
-        masks = {n: mask(update.params, s) for n, s in own.items() if used.intersection(s.logical)}
+        mine = storage(update.loss, layout.policy)
+        used = {name for s in mine.values() for name in s.logical}
+        here = {n: s for n, s in own.items() if used.intersection(s.logical)}
+        self._buffers = {n: s for n, s in here.items() if s.buffer}
+        self._made = {n: s for n, s in mine.items() if s.buffer and not s.frozen}  # the same, as the loss groups layers
+        masks = {n: mask(update.params, s) for n, s in here.items() if not s.buffer}
         self.trained: dict[str, Mask] = {n: m for n, m in masks.items() if m is not False}
         updates = program.steps * update.repeat
         self.transformation = optimizer(update.optimizer, own, self.trained, updates)
@@ -133,12 +137,13 @@ class OneUpdate:
         self.inputs = layout.inputs(update.loss) | layout.inputs(update.heldout)
         self._dtype = DTYPES[layout.policy.wide]
         whole = NamedSharding(layout.mesh, PartitionSpec())
-        mine = {n: jax.ShapeDtypeStruct(own[n].type.shape({}), DTYPES[layout.policy.stored]) for n in self.trained}
-        shapes = jax.eval_shape(self.transformation.init, mine)
+        first = {n: jax.ShapeDtypeStruct(own[n].type.shape({}), DTYPES[layout.policy.stored]) for n in self.trained}
+        shapes = jax.eval_shape(self.transformation.init, first)
         # What the optimizer keeps for a parameter lives where the parameter does.
-        here = jax.tree_util.tree_map_with_path(lambda path, _: places.get(_last(path), whole), shapes)
-        self.initial = jax.jit(self.transformation.init, out_shardings=here)
-        self.step = jax.jit(self._step, donate_argnums=(0, 1), out_shardings=({n: places[n] for n in own}, here, whole))
+        state = jax.tree_util.tree_map_with_path(lambda path, _: places.get(_last(path), whole), shapes)
+        self.initial = jax.jit(self.transformation.init, out_shardings=state)
+        stays = ({n: places[n] for n in own}, state, whole)
+        self.step = jax.jit(self._step, donate_argnums=(0, 1), out_shardings=stays)
         self.measure = jax.jit(self._measure, out_shardings=whole)
 
     def size(self, batch: Mapping[str, Any]) -> int:
@@ -151,17 +156,20 @@ class OneUpdate:
     def _step(
         self, parameters: Arrays, state: Any, batch: Arrays, number: Any, frozen: Arrays
     ) -> tuple[Arrays, Any, Arrays]:
-        trained = {n: parameters[n] for n in self.trained}
+        trained, buffers = ({n: parameters[n] for n in which} for which in (self.trained, self._buffers))
         key = jax.random.fold_in(jax.random.key(self._seed), number)
 
-        def loss(trained: Arrays, part: Arrays, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-            return self._loss(self._run, {**frozen, **parameters, **trained}, part, key)
+        def loss(trained: Arrays, buffers: Arrays, part: Arrays, key: jax.Array) -> tuple[jax.Array, Any]:
+            out = self._run({**frozen, **parameters, **trained, **buffers}, part, key)
+            return out["loss"].astype(self._dtype), (self._weight(out), self._changed(out))
 
         differentiated = jax.value_and_grad(loss, has_aux=True)
-        (value, weight), gradients = _accumulated(differentiated, trained, batch, key, self._accumulate, self._dtype)
+        (value, weight), buffers, gradients = _accumulated(
+            differentiated, trained, buffers, batch, key, self._accumulate, self._dtype
+        )
         gradients = keep(gradients, self.trained)
         changes, state = self.transformation.update(gradients, state, trained)
-        parameters = {**parameters, **optax.apply_updates(trained, changes)}  # type: ignore[dict-item]
+        parameters = {**parameters, **optax.apply_updates(trained, changes), **buffers}  # type: ignore[dict-item]
         norm = optax.tree.norm(gradients)
         rate = self._rate(number)
         return parameters, state, {"loss": value, "weight": weight, "gradient_norm": norm, "learning_rate": rate}
@@ -172,7 +180,7 @@ class OneUpdate:
         def one(_: None, numbered: tuple[Arrays, jax.Array]) -> tuple[None, tuple[Arrays, jax.Array]]:
             part, k = numbered
             out = self._run_heldout({**frozen, **parameters}, part, k)
-            weight = self._weight(out).astype(self._dtype)
+            weight = self._weight(out)
             measured = {("heldout_loss" if n == "loss" else n): v for n, v in out.items() if n != WEIGHT}
             return None, ({n: v.astype(self._dtype) * weight for n, v in measured.items()}, weight)
 
@@ -187,14 +195,14 @@ class OneUpdate:
         f = lower(graph, layout.policy, layout.mesh if layout.mesh.size > 1 else None, layout.rules)
         return lambda parameters, batch, key: f(view(parameters, stored, own), batch, None, key)
 
-    def _loss(self, run: Lowered, parameters: Arrays, batch: Arrays, key: Any) -> tuple[jax.Array, jax.Array]:
-        """(the loss, its weight: how many entries it is the mean of)."""
-        out = run(parameters, batch, key)
-        return out["loss"].astype(self._dtype), self._weight(out).astype(self._dtype)
-
     def _weight(self, out: Arrays) -> jax.Array:
-        """Where a graph doesn't say how much its loss counts for, every part of a batch counts alike."""
-        return out.get(WEIGHT, jnp.ones(()))
+        """How many entries the loss is the mean of; where a graph doesn't say, every part of a batch counts alike."""
+        return out.get(WEIGHT, jnp.ones(())).astype(self._dtype)
+
+    def _changed(self, out: Arrays) -> Arrays:
+        """The buffers' new values, as they are stored."""
+        made = view({n: out[n].astype(self._dtype) for n in self._made}, self._made, self._buffers)
+        return lax.stop_gradient(made)
 
 
 def means(measured: Sequence[tuple[Mapping[str, Any], Any]]) -> dict[str, float]:
@@ -226,25 +234,30 @@ def view(parameters: Arrays, stored: Mapping[str, Stored], want: Mapping[str, St
     return {name: array(name, s) for name, s in want.items()}
 
 
-def _accumulated(function: Any, trained: Arrays, batch: Arrays, key: jax.Array, parts: int, dtype: Any) -> Any:
-    """((loss, weight), gradients) of a batch taken in `parts`, one after another.
+def _accumulated(
+    function: Any, trained: Arrays, buffers: Arrays, batch: Arrays, key: jax.Array, parts: int, dtype: Any
+) -> Any:
+    """((loss, weight), buffers, gradients) of a batch taken in `parts`, one after another.
 
     Each part's loss is a mean over as many entries as its weight says; weighted by these, the parts' gradients give
-    the whole batch's, however its targets are spread.
+    the whole batch's, however its targets are spread. Buffers are changed by each part in turn.
     """
     if parts == 1:
-        return function(trained, batch, key)
+        (value, (weight, buffers)), gradients = function(trained, buffers, batch, key)
+        return (value, weight), buffers, gradients
 
-    def one(total: Any, part_key: Any) -> tuple[Any, None]:
-        part, k = part_key
-        (value, weight), gradients = function(trained, part, k)
-        return jax.tree.map(lambda t, x: t + weight * x, total, ((value, jnp.ones_like(value)), gradients)), None
+    def one(before: Any, part_key: Any) -> tuple[Any, None]:
+        total, buffers = before
+        (value, (weight, buffers)), gradients = function(trained, buffers, *part_key)
+        more = ((value, jnp.ones_like(value)), gradients)
+        return (jax.tree.map(lambda t, x: t + weight * x, total, more), buffers), None
 
     zero = jnp.zeros((), dtype)
-    start = ((zero, zero), jax.tree.map(jnp.zeros_like, trained))
-    ((value, weight), gradients), _ = lax.scan(one, start, (_parts(batch, parts), jax.random.split(key, parts)))
+    start = ((zero, zero), jax.tree.map(jnp.zeros_like, trained)), buffers
+    each = (_parts(batch, parts), jax.random.split(key, parts))
+    (((value, weight), gradients), buffers), _ = lax.scan(one, start, each)
     scale = 1 / jnp.where(weight > 0, weight, 1)
-    return (value * scale, weight), jax.tree.map(lambda g: g * scale, gradients)
+    return (value * scale, weight), buffers, jax.tree.map(lambda g: g * scale, gradients)
 
 
 def _parts(batch: Arrays, parts: int) -> Arrays:

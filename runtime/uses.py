@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from planform.compiler.elaborate import elaborate
-from planform.compiler.ir import Graph, Parameter
+from planform.compiler.ir import Graph, Weight
 from planform.compiler.text import to_text
 from planform.spec import Diagnostics, Spec, Used, did_you_mean, dim_values
 
@@ -74,9 +74,9 @@ def parse_with(texts: Sequence[str]) -> dict[str, Path]:
     return found
 
 
-def needed(graphs: Iterable[Graph]) -> dict[str, Parameter]:
-    """The frozen parameters of some graphs, by path."""
-    return {p.path: p for g in graphs for p in g.parameters if p.frozen}
+def needed(graphs: Iterable[Graph]) -> dict[str, Weight]:
+    """The frozen weights of some graphs, by path."""
+    return {w.path: w for g in graphs for w in g.weights if w.frozen}
 
 
 def find(

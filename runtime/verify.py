@@ -176,7 +176,7 @@ def _loss(
     loss: Graph, weights: Mapping[str, np.ndarray], edit: Edit | None, time: int, seed: int, tolerance: float
 ) -> Agreement | Divergence:
     """A training loss after the passes that training uses, on rows of several documents."""
-    others = {p for v in loss.parameters for p in layers(v.path)} - set(weights)
+    others = {p for v in loss.weights for p in layers(v.path)} - set(weights)
     complete = {**(probe_parameters(loss, seed) if others else {}), **weights}
     inputs = probe_inputs(loss, BATCH, time, seed, documents=True)
     watcher = Watcher(loss)

@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from planform.compiler.analyses.cost import grows
-from planform.compiler.ir import Buffer, Builder, Graph, Input, Node, Parameter, State, Value
+from planform.compiler.ir import Builder, Graph, Input, Node, State, Value, Weight
 from planform.compiler.ops.control import Repeat
 from planform.compiler.parameters import layers, logical, stack_shape
 from planform.compiler.types import TensorType
@@ -74,7 +74,7 @@ class _Lowering:
 
     def graph_input(self, v: Value) -> Any:
         """An input of the graph as an operand: an ONNX value, or a stack of them."""
-        if isinstance(v, (Parameter, Buffer)):
+        if isinstance(v, Weight):
             shape = [int(s) for s in v.type.sizes[v.stacked :]]  # type: ignore[arg-type]
             return nested(stack_shape(v.path), [self.parameter(n, v.type.dtype, shape) for n in layers(v.path)])
         if isinstance(v, State):

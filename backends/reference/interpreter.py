@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from planform.compiler.ir import Buffer, Graph, Input, Node, Parameter, State, Value
+from planform.compiler.ir import Graph, Input, Node, State, Value, Weight
 from planform.compiler.ops.contract import At
 from planform.compiler.ops.control import Repeat
 from planform.compiler.parameters import gather
@@ -25,8 +25,8 @@ def sizes_of(graph: Graph, arrays: Mapping[str, Any]) -> dict[str, int]:
     """
     env: dict[str, int] = {}
     for v in graph.inputs:
-        key = v.path if isinstance(v, (State, Buffer)) else v.name
-        if isinstance(v, Parameter) or key not in arrays:
+        key = v.path if isinstance(v, State) else v.name
+        if isinstance(v, Weight) or key not in arrays:
             continue
         shape = np.shape(arrays[key])
         if len(shape) != v.type.rank:
@@ -65,8 +65,8 @@ def run(
 ) -> dict[str, np.ndarray]:
     """Runs a graph.
 
-    parameters  by logical name (see compiler/parameters.py), any float dtype
-    inputs      by name; those with a default may be left out; buffers by path
+    parameters  by logical name (see compiler/parameters.py), buffers among them, any float dtype
+    inputs      by name; those with a default may be left out
     states      by path, of a graph in step form
     Returns outputs by name, floats as float64. Raises: ValueError for inputs that don't fit, KeyError for a
     parameter or state that is missing.
@@ -75,9 +75,9 @@ def run(
     env = sizes_of(graph, given)
     values: dict[Value, np.ndarray] = {}
     for v in graph.inputs:
-        if isinstance(v, Parameter):
+        if isinstance(v, Weight):
             array = gather(v.path, lambda name: np.asarray(parameters[name], np.float64))
-        elif isinstance(v, (State, Buffer)):
+        elif isinstance(v, State):
             array = given[v.path]
         elif isinstance(v, Input) and v.name not in given:
             array = default(v, env, graph.stream)

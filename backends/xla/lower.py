@@ -13,12 +13,11 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from planform.compiler.analyses.sharding import Rules, normalise, spec_for, within
-from planform.compiler.ir import Buffer, Builder, Graph, Input, Node, Parameter, State, Value, bind
+from planform.compiler.ir import Buffer, Builder, Graph, Input, Node, State, Value, Weight, bind
 from planform.compiler.ops.attention import Rope
 from planform.compiler.ops.control import Repeat
 from planform.compiler.parameters import layers as logical_names
 from planform.compiler.size import Polynomial
-from planform.compiler.types import TensorType
 
 from .grouping import Grouped, Plan, group, join, names, split
 from .policy import DTYPES, Policy
@@ -31,8 +30,9 @@ Lowered = Callable[..., dict[str, jax.Array]]
 def lower(graph: Graph, policy: Policy, mesh: Mesh | None = None, rules: Any = ()) -> Lowered:
     """The graph as f(params, inputs, states=None, rng=None) -> outputs: pure, and for `jax.jit` and `jax.grad`.
 
-    params   stored arrays by name, as `storage(graph, policy)` lists them
-    inputs   arrays by name (buffers by path); those with a default may be left out
+    params   stored arrays by name, as `storage(graph, policy)` lists them; of a training graph the outputs hold the
+             buffers' successors
+    inputs   arrays by name; those with a default may be left out
     states   stored arrays by name, as `initial_states` makes them; the outputs hold their successors
     rng      a key, where the graph draws random numbers
     rules    (dim name, mesh axes) pairs: values with such dims are kept split over the mesh
@@ -58,7 +58,7 @@ def lower(graph: Graph, policy: Policy, mesh: Mesh | None = None, rules: Any = (
     return f
 
 
-def stored_names(graph: Graph, plan: Plan, v: Parameter | State | Buffer) -> Any:
+def stored_names(graph: Graph, plan: Plan, v: Weight | State) -> Any:
     """The names that a stacked input is stored under, in the structure a program takes them."""
     return names(v.path, plan.groupings(graph, v, v.stacked))
 
@@ -81,12 +81,10 @@ class _Run:
     ) -> dict[str, jax.Array]:
         values: dict[Value, Any] = {}
         for v in self.graph.inputs:
-            if isinstance(v, Parameter):
+            if isinstance(v, Weight):
                 values[v] = jax.tree.map(params.__getitem__, stored_names(self.graph, self.plan, v))
             elif isinstance(v, State):
                 values[v] = jax.tree.map(states.__getitem__, stored_names(self.graph, self.plan, v))
-            elif isinstance(v, Buffer):
-                values[v] = jax.tree.map(inputs.__getitem__, stored_names(self.graph, self.plan, v))
             elif isinstance(v, Input):
                 values[v] = self.constrain(self.input(v, inputs, rng), v)
         self.nodes(self.graph.nodes, values)
@@ -116,7 +114,7 @@ class _Run:
 
     def outputs(self, values: Mapping[Value, Any]) -> dict[str, jax.Array]:
         found: dict[str, jax.Array] = {}
-        held = {s.path: s for s in self.graph.states}
+        held: dict[str, Any] = {s.path: s for kind in (State, Buffer) for s in self.graph.of_kind(kind)}
         for name, v in self.graph.outputs.items():
             value = values[v]
             if name in held:
@@ -179,7 +177,7 @@ class _Run:
     def repeat(self, node: Node, region: Graph, op: Repeat, arguments: Sequence[Any]) -> Sequence[Any]:
         unroll = self.plan.unroll[node]
         u, m, rest = split(op.count, unroll)
-        carries = tuple(self.cast(a, v.type) for a, v in zip(arguments[: op.carries], region.inputs, strict=False))
+        carries = tuple(self.cast(a, v) for a, v in zip(arguments[: op.carries], region.inputs, strict=False))
         stacks = [group(_stack(s), op.count, unroll) for s in arguments[op.carries : op.carries + op.stacks]]
         invariants = arguments[op.carries + op.stacks :]
         self.hoist(region, op, invariants)
@@ -189,9 +187,11 @@ class _Run:
             inner = replace(self, shared=dict(self.shared))
             values = dict(zip(region.inputs, [*carries, *slices, *invariants], strict=True))
             inner.nodes(region.nodes, values)
-            carried = tuple(self.constrain(self.cast(values[v], v.type), v) for v in outs[: op.carries])
+            carries = tuple(
+                self.constrain(self.cast(values[v], c), v) for v, c in zip(outs, region.inputs[: op.carries])
+            )
             made = [values[v] for v in outs[op.carries :]]
-            return carried, [_stack(v) for v in made]
+            return carries, [_stack(v) for v in made]
 
         if self.policy.remat != "none" or op.remat:
             saved = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
@@ -221,9 +221,9 @@ class _Run:
         stacked = [Grouped([s[i] for s in scanned], [p[i] for p in plain]) for i in range(len(outs) - op.carries)]
         return [*carries, *stacked]
 
-    def cast(self, x: Any, t: TensorType) -> Any:
-        x = _plain(x)
-        return x.astype(dtype_of(t, self.policy))
+    def cast(self, x: Any, carry: Value) -> Any:
+        """x in the dtype of a carry; a buffer that is handed on stays as it is stored."""
+        return _plain(x) if isinstance(carry, Weight) else _plain(x).astype(dtype_of(carry.type, self.policy))
 
     def hoist(self, region: Graph, op: Repeat, invariants: Sequence[Any]) -> None:
         """Computes what every run of the region would compute alike: the rotary angles of its positions."""

@@ -1,4 +1,4 @@
-"""Parameters and states as a program stores them."""
+"""Parameters, buffers and states as a program stores them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from planform.compiler.analyses.sharding import normalise, spec_for, within
-from planform.compiler.ir import Graph, Init, Parameter, State, stacked_dim
+from planform.compiler.ir import Buffer, Graph, Init, State, Weight, stacked_dim
 from planform.compiler.parameters import gather, layers, sample, scatter, stack_shape
 from planform.compiler.types import TensorType
 
@@ -25,34 +25,35 @@ from .policy import DTYPES, Policy
 class Stored:
     """One array of a program's parameters: its name with slices, its type with the stacks' leading dims,
     how it starts, and the logical parameters in it, in the order of its leading dims. A frozen one is another
-    spec's; nothing updates it, so it is kept in the dtype that is computed in."""
+    spec's; nothing updates it, so it is kept in the dtype that is computed in. A buffer is updated by no gradient."""
 
     name: str
     type: TensorType
     init: Init
     logical: tuple[str, ...]
     frozen: bool = False
+    buffer: bool = False
 
     @property
     def stacked(self) -> int:
         return len(stack_shape(self.name))
 
 
-def _stored(graph: Graph, plan: Plan, v: Parameter | State) -> list[Stored]:
+def _stored(graph: Graph, plan: Plan, v: Weight | State) -> list[Stored]:
     own = v.type.dims[v.stacked :]
     found = []
     for name in jax.tree.leaves(stored_names(graph, plan, v)):
         lead = tuple(stacked_dim(n) for n in stack_shape(name))
-        init = v.init if isinstance(v, Parameter) else Init("zeros")
-        frozen = isinstance(v, Parameter) and v.frozen
-        found.append(Stored(name, v.type.with_dims((*lead, *own)), init, tuple(layers(name)), frozen))
+        init, frozen = (v.init, v.frozen) if isinstance(v, Weight) else (Init("zeros"), False)
+        t = v.type.with_dims((*lead, *own))
+        found.append(Stored(name, t, init, tuple(layers(name)), frozen, isinstance(v, Buffer)))
     return found
 
 
 def storage(graph: Graph, policy: Policy) -> dict[str, Stored]:
     """The arrays that `lower(graph, policy)` takes as parameters, by name."""
     plan = Plan.of(graph, policy)
-    return {s.name: s for p in graph.parameters for s in _stored(graph, plan, p)}
+    return {s.name: s for w in graph.weights for s in _stored(graph, plan, w)}
 
 
 def shardings(graph: Graph, policy: Policy, mesh: Mesh, rules: Any) -> dict[str, NamedSharding]:

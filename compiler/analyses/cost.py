@@ -8,7 +8,7 @@ from math import prod
 
 import numpy as np
 
-from ..ir import Graph, Input, Node, Parameter, Value
+from ..ir import Graph, Input, Node, Value, Weight
 from ..ops.contract import Cost
 from ..ops.control import Repeat
 from ..ops.linear import Embed
@@ -77,10 +77,11 @@ def flops_per_token(graph: Graph) -> PerToken | None:
 
 @dataclass(frozen=True)
 class ParameterCount:
-    """Numbers held by parameters; `embedding` are those of tables that `embed` reads."""
+    """Numbers held by parameters; `embedding` are those of tables that `embed` reads. `buffers` hold further ones."""
 
     total: int
     embedding: int
+    buffers: int = 0
 
     @property
     def outside_embedding(self) -> int:
@@ -90,7 +91,9 @@ class ParameterCount:
 def count_parameters(graph: Graph) -> ParameterCount:
     tables = _embedding_tables(graph, {v: v for v in graph.inputs})
     return ParameterCount(
-        sum(map(_numbers, graph.parameters)), sum(_numbers(p) for p in graph.parameters if p in tables)
+        sum(map(_numbers, graph.parameters)),
+        sum(_numbers(p) for p in graph.parameters if p in tables),
+        sum(map(_numbers, graph.buffers)),
     )
 
 
@@ -103,7 +106,7 @@ def parameters_by_prefix(graph: Graph, depth: int) -> dict[str, int]:
     return found
 
 
-def _numbers(p: Parameter) -> int:
+def _numbers(p: Weight) -> int:
     return prod(p.type.shape({}))
 
 

@@ -51,7 +51,8 @@ def elaborate_loss(
     """The IR of a loss expression over graphs, those of used specs too, and data tensors; its output is `loss`, a
     scalar. The parameters of a used spec are frozen, under paths that begin with its name.
 
-    In training form dropout draws and acts; otherwise it is the identity, as it is for held-out data. An inner loop
+    In training form dropout draws and acts, and what keeps buffers changes them: their last values are further outputs,
+    by path. Otherwise dropout is the identity and buffers are constants, as for held-out data. An inner loop
     comes first: its variable means the fitted value. Metrics are further scalars, by name; draws are random numbers
     that all of these may name.
 
@@ -65,7 +66,7 @@ def elaborate_loss(
         if inner is not None:
             e.own[inner.variable] = fit(e, inner)
         outputs = {key: _scalar(e, body, key) for key, body in {"loss": loss, **metrics}.items()}
-    return e.builder.finish(outputs)
+    return e.builder.finish({**outputs, **e.successors()})
 
 
 def elaborate_fit(

@@ -20,7 +20,7 @@ from planform.spec import (
 )
 
 from ..binding import BindError, bind
-from ..ir import Argument, Builder, Origin, Value, free_values, substitute
+from ..ir import Argument, Buffer, Builder, Origin, Value, free_values, substitute
 from ..ops.control import Repeat
 from ..ops.elementwise import Neg, number
 from ..parameters import slice_text
@@ -167,13 +167,23 @@ class Elaborator(Expressions):
                 if use.init is not None and i == 0:
                     decl = replace(decl, init=use.init)
                 inputs.append(self.parameter(key, decl, use.span))
+            buffers = op.buffers(*(v.type for v in inputs))
+            if buffers and self.kept:
+                message = f"`{cls.name}` keeps what it sees from step to step, so it can't stand in an inner loop"
+                raise self.error("PF0512", message, use.span)
+            inputs += [self.parameter(key, decl, use.span, Buffer) for key, decl in buffers.items()]
             inputs += self.implicit(op, inputs, use.span)
             if use.init is not None and not declared:
                 raise self.error("PF0302", f"`{cls.name}` has no parameters to initialise", use.span)
             try:
-                return self.emit(op, *inputs, span=use.span)
+                if not (buffers and self.training):
+                    return self.emit(op, *inputs, span=use.span)
+                result, *after = self.emit(op.training(), *inputs, span=use.span)
             except SpecError as e:
                 raise self.with_sizes(e, use) from None
+            for key, value in zip(buffers, after, strict=True):
+                self.update(key, value)
+            return result
 
     def with_sizes(self, e: SpecError, use: OpUse) -> SpecError:
         """Adds the sizes of the dims that went into the op, and where they were set."""
@@ -261,17 +271,19 @@ class Elaborator(Expressions):
         finally:
             self.regions.pop()
         self.same_type(block, x, y)
-        graph = builder.finish({"x": y})
+        now = region.parameters
+        changed = [*region.carries, *(path for path, (_, inside) in region.stacks.items() if now[path] is not inside)]
+        graph = builder.finish({"x": y, **{path: now[path] for path in changed}})
         captured = free_values(graph)
         inner = [builder.add(Argument(v.name, v.type, v.origin)) for v in captured]
-        graph = substitute(
-            replace(graph, inputs=(carry, *(i for _, i in region.stacks), *inner)), dict(zip(captured, inner))
-        )
-        op = Repeat(count, 1, len(region.stacks))
+        taken = [(x, carry), *region.carries.values(), *region.stacks.values(), *zip(captured, inner)]
+        graph = substitute(replace(graph, inputs=tuple(i for _, i in taken)), dict(zip(captured, inner)))
+        op = Repeat(count, 1 + len(region.carries), len(region.stacks))
         path = ".".join([*self.path, elements[0].partition("[")[0]])
         self.builder.origin = Origin(path, str(block.span))
-        outs = self.builder.emit(op, x, *(o for o, _ in region.stacks), *captured, region=graph)
-        return outs[0]
+        result, *after = self.builder.emit(op, *(o for o, _ in taken), region=graph)
+        self.regions[-1].parameters.update(zip(changed, after, strict=True))
+        return result
 
     def same_type(self, block: Repeated, x: Value, y: Value) -> None:
         if x.type != y.type:

@@ -20,7 +20,7 @@ from planform.spec import (
     dim_values,
 )
 
-from ..ir import Argument, Builder, Input, Origin, Parameter, Value, stacked_dim
+from ..ir import Argument, Buffer, Builder, Input, Origin, Parameter, Value, Weight, stacked_dim
 from ..ops.contract import Op, ParameterDecl
 from ..ops.sequence import Iota
 from ..types import Dim, TensorType, TypeMismatch
@@ -53,12 +53,14 @@ class Frame:
 
 @dataclass
 class Region:
-    """A graph under construction and, inside a repetition, the stacks that its region takes."""
+    """A graph under construction and, inside a repetition, the weights that its region takes, by path: stacks, and
+    buffers that every run hands on, each (outside, inside)."""
 
     builder: Builder
     count: int = 1
-    stacks: list[tuple[Value, Value]] = field(default_factory=list)  # (outside, inside)
-    parameters: dict[str, Value] = field(default_factory=dict)  # by path
+    stacks: dict[str, tuple[Value, Value]] = field(default_factory=dict)
+    carries: dict[str, tuple[Value, Value]] = field(default_factory=dict)
+    parameters: dict[str, Value] = field(default_factory=dict)  # by path; buffers as they are by now
     implicit: dict[tuple[str, tuple[Dim, ...]], Input] = field(default_factory=dict)
 
 
@@ -189,8 +191,8 @@ class Context:
 
     # ---- parameters and implicit inputs ----
 
-    def parameter(self, key: str, decl: ParameterDecl, span: Span) -> Value:
-        """The parameter `key` at the current path; inside repetitions, this layer's slice of a stack."""
+    def parameter(self, key: str, decl: ParameterDecl, span: Span, kind: type[Weight] = Parameter) -> Value:
+        """The parameter (or buffer) `key` at the current path; inside repetitions, this layer's slice of a stack."""
         path = ".".join([*self.path, key])
         lead = self.stacks()
         if path not in self.regions[0].parameters:
@@ -198,12 +200,22 @@ class Context:
                 t = TensorType(decl.dtype, (*lead, *decl.dims))
             except TypeMismatch as e:
                 raise self.error(e.code, f"`{key}`: {e}", span, e.label, e.help) from None
-            p = Parameter(
+            p = kind(
                 self.hint(key), t, self.here(path, span), path=path, init=decl.init, stacked=len(lead),
                 frozen=bool(self.prefix),
             )  # fmt: skip
             self.regions[0].parameters[path] = self.regions[0].builder.add(p)
-        return self.slice_of(path, key, span)
+        return self.slice_of(path, key, span, changes=kind is Buffer and self.training)
+
+    def update(self, key: str, value: Value) -> None:
+        """From here on the buffer `key` at the current path has this value."""
+        self.regions[-1].parameters[".".join([*self.path, key])] = value
+
+    def successors(self) -> dict[str, Value]:
+        """By path, the last values of the buffers that the graph's evaluations have changed."""
+        root = self.regions[0]
+        now = {b.path: root.parameters[b.path] for b in root.builder.inputs if isinstance(b, Buffer)}
+        return {path: v for path, v in now.items() if not isinstance(v, Buffer)}
 
     def random(self, kind: str, t: TensorType, span: Span) -> Value:
         """A draw of the shape of `t`, of its own at every use."""
@@ -223,14 +235,19 @@ class Context:
         """The leading dims of what the current region owns."""
         return tuple(stacked_dim(r.count) for r in self.regions[self.base + 1 :])
 
-    def slice_of(self, path: str, key: str, span: Span) -> Value:
-        """What the current region sees of a stack that the graph has as an input."""
+    def slice_of(self, path: str, key: str, span: Span, changes: bool = False) -> Value:
+        """What the current region sees of a weight or draw that the graph has as an input. One that a call of a graph
+        `changes` is handed on from run to run of the repetitions around the call."""
         value = self.regions[0].parameters[path]
-        for region in self.regions[self.base + 1 :]:
+        for i, region in enumerate(self.regions[1:], 1):
+            if i <= self.base and not changes:
+                continue
             if path not in region.parameters:
-                inner = Argument(self.hint(key), value.type.without([0]), self.here(path, span))
-                region.parameters[path] = region.builder.add(inner)
-                region.stacks.append((value, inner))
+                own = i > self.base
+                t, kind = (value.type.without([0]), Argument) if own else (value.type, Buffer)
+                inner = region.builder.add(kind(self.hint(key), t, self.here(path, span)))
+                region.parameters[path] = inner
+                (region.stacks if own else region.carries)[path] = value, inner
             value = region.parameters[path]
         return value
 

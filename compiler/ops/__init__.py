@@ -3,9 +3,11 @@
 from . import (
     array,
     attention,
+    batch_norm,
     broadcast,
     classes,
     control,
+    convolution,
     distribution,
     einsum,
     elementwise,
@@ -14,17 +16,19 @@ from . import (
     linear,
     loss,
     norm,
+    pooling,
     random,
     recurrence,
     reduce,
     sequence,
     shape,
     take,
+    windows,
 )
 from .contract import OPS, At, Cost, Op, ParameterDecl, Reach, StateDecl, load_extensions, register
 
 __all__ = ["OPS", "At", "Cost", "Op", "ParameterDecl", "Reach", "StateDecl", "load_extensions", "register"]
 _families = (
-    array, attention, broadcast, classes, control, distribution, einsum, elementwise, field, grid, linear, loss,
-    norm, random, recurrence, reduce, sequence, shape, take,
+    array, attention, batch_norm, broadcast, classes, control, convolution, distribution, einsum, elementwise, field,
+    grid, linear, loss, norm, pooling, random, recurrence, reduce, sequence, shape, take, windows,
 )  # fmt: skip

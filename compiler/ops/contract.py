@@ -28,7 +28,7 @@ class At:
 
 @dataclass(frozen=True)
 class ParameterDecl:
-    """A parameter that an op owns: dims (without stacks), initial values, dtype."""
+    """A parameter or buffer that an op owns: dims (without stacks), initial values, dtype."""
 
     dims: tuple[Dim, ...]
     init: Init
@@ -76,7 +76,9 @@ class Op:
     reference   the meaning, in plain NumPy float64
     Optional:
     parameters  tensors that every use of the op owns, appended to its inputs in order
-    reads       implicit inputs, appended after the parameters: `position`, `document`, or a draw (`uniform`,
+    buffers     tensors that every use of the op keeps from step to step, appended after the parameters
+    training    its counterpart in training, where it has buffers
+    reads       implicit inputs, appended after these: `position`, `document`, or a draw (`uniform`,
                 `normal`) of the first input's shape
     decompose   the op in simpler ops, for backends that have no rule of their own
     each        the same reduction for each entry of one dim, for ops that reduce all
@@ -93,9 +95,10 @@ class Op:
     family: ClassVar[str] = ""
     source: ClassVar[str] = ""
     training_only: ClassVar[bool] = False  # has no use at inference (losses)
+    kept: ClassVar[int] = 0  # how many of its last results are new values of buffers
     trains_only: ClassVar[bool] = False  # acts in training; at inference its first input passes unchanged
     spelled: ClassVar[bool] = True  # may be written in a spec
-    mixes_last: ClassVar[bool] = False  # every result depends on the whole last dim of the first input
+    mixes_last: ClassVar[int] = 0  # a result depends on all of so many last dims of the first input
 
     def infer(self, *inputs: TensorType) -> TensorType | tuple[TensorType, ...]:
         raise NotImplementedError
@@ -105,6 +108,14 @@ class Op:
 
     def parameters(self, *inputs: TensorType) -> Mapping[str, ParameterDecl]:
         return {}
+
+    def buffers(self, *inputs: TensorType) -> Mapping[str, ParameterDecl]:
+        return {}
+
+    def training(self) -> Op:
+        """The op of a training graph, for ops with buffers: it takes what this one takes and returns the result, then
+        the buffers' new values (`kept`)."""
+        raise NotImplementedError(f"`{self.name}` keeps no buffers")
 
     def reads(self) -> tuple[str, ...]:
         return ()

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, ClassVar
 
-from ..ir import Buffer, Graph, Input, Node, Origin, Parameter, State, Value
+from ..ir import Graph, Input, Node, Origin, State, Value, Weight
 from ..ops.control import Repeat
 from ..parameters import logical, stack_shape
 from .base import Names, Pass, Trace
@@ -44,7 +44,7 @@ def unroll(graph: Graph) -> Graph:
 
 
 def _is_stack(v: Value) -> bool:
-    return isinstance(v, (Input, Parameter, Buffer, State)) and v.stacked > 0
+    return isinstance(v, (Input, Weight, State)) and v.stacked > 0
 
 
 class _Unrolled:

@@ -68,6 +68,7 @@ def facts(graph: Graph, context: int = CONTEXT) -> dict[str, Any]:
             "embedding": counted.embedding,
             "outside_embedding": counted.outside_embedding,
         },
+        "buffers": counted.buffers,
         **costs(graph, context),
         "blocks": _json(outline(graph)),
     }
@@ -170,6 +171,8 @@ def _print_costs(console: Console, graph: Graph, context: int) -> None:
     if n.embedding:
         console.print(f"  embedding        {n.embedding:,}")
         console.print(f"  outside of it    [bold]{n.outside_embedding:,}[/]  {count(n.outside_embedding)}")
+    if n.buffers:
+        console.print(f"buffers            {n.buffers:,}")
     if found["flops_per_token"] is not None:
         console.print(f"FLOPs per token    {count(found['flops_per_token'])} in a sequence of {context:,}, forward")
     if state := found["state_bytes"]:

@@ -41,7 +41,7 @@ class Example:
 
     @property
     def parameters(self) -> dict[str, np.ndarray]:
-        return {k: v + 0.1 for k, v in initial(self.graph.parameters).items()}
+        return {k: v + 0.1 for k, v in initial(self.graph.weights).items()}
 
 
 def random_graph(seed: int) -> Graph:
@@ -50,15 +50,15 @@ def random_graph(seed: int) -> Graph:
 
 
 def random_example(seed: int) -> Example:
-    """Such a graph and legal values of its inputs, buffers and states."""
+    """Such a graph and legal values of its inputs and states."""
     rng = np.random.default_rng(seed)
     b = Builder(str(rng.choice(["lm", "field net", "g"])), stream=str(rng.choice(["time", "rows"])))
     dims = (Dim("batch", symbol("batch")), Dim("time", symbol("time") // 4 + 3), Dim("d", 4))
     x: Value = b.add(Input("x", TensorType("f32", dims), _origin(rng), rng.choice(["zeros", "iota", None])))
     y: Value = b.add(_parameter(rng, "w", TensorType("f32", dims[-1:])))
-    b.add(Buffer("mean", TensorType("f64", dims[:1]), path="g.mean", init=Init("ones")))
+    b.add(Buffer("mean", TensorType("f64", dims[-1:]), path="g.mean", init=Init("ones")))
     b.add(State("h", TensorType("i32", (Dim(None, symbol("time")),)), _origin(rng), path="g.h"))
-    arrays = {"x": rng.normal(size=(2, 4, 4)), "g.mean": np.ones(2), "g.h": np.arange(5)}
+    arrays = {"x": rng.normal(size=(2, 4, 4)), "g.h": np.arange(5)}
     z = _body(rng, b, b, [x, y], int(rng.integers(1, 7)), depth=2)
     outputs = {"y": b.emit(Tanh(), z)}
     for name in rng.choice(DRAWABLE, int(rng.integers(0, 4))):

@@ -85,7 +85,8 @@ def test_heldout_loss_is_the_mean_over_targets(folder, double):
         for batch in t.data.heldout(3):
             for row in range(8):  # one example at a time
                 one = {n: jnp.asarray(batch[n][row : row + 1]) for n in update.inputs}
-                pairs.append([float(x) for x in update._loss(update._run_heldout, t.state.parameters, one, None)])
+                out = update._run_heldout(t.state.parameters, one, None)
+                pairs.append([float(out["loss"]), float(out["weight"])])
     total, weight = sum(v * w for v, w in pairs), sum(w for _, w in pairs)
     assert found == pytest.approx(total / weight, rel=1e-12)
     assert len({w for _, w in pairs}) > 1  # so that a mean of means would differ

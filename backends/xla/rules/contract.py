@@ -95,9 +95,9 @@ class Rule:
             values = tuple(_to(v, DTYPES[name]) for v in values)
         found = self.function(call, *values)
         outs = found if isinstance(found, tuple) else (found,)
-        return tuple(
-            o if isinstance(o, Default) else o.astype(call.dtype(t)) for o, t in zip(outs, call.outputs, strict=True)
-        )
+        results = len(outs) - call.op.kept  # buffers stay as wide as they are stored
+        dtypes = [call.dtype(t) if i < results else DTYPES[call.policy.stored] for i, t in enumerate(call.outputs)]
+        return tuple(o if isinstance(o, Default) else o.astype(d) for o, d in zip(outs, dtypes, strict=True))
 
 
 def _to(v: Any, dtype: Any) -> Any:
