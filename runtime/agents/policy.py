@@ -40,7 +40,7 @@ class Policy:
         open_ = weights_as_inputs(optimise(replace(graph, outputs={action: graph.outputs[action]}), "onnx", "training"))
         (seen,) = graph.of_kind(Input)
         lowered = lower(open_, _nothing)
-        names = tuple(p.path for p in graph.parameters)
+        names = tuple(w.path for w in graph.weights)
         shape = tuple(int(s) for s in seen.type.sizes[1:])  # type: ignore[call-overload]
         size = int(graph.outputs[action].type.sizes[-1])  # type: ignore[call-overload]
         model = ir.to_proto(lowered.model).SerializeToString()
@@ -77,8 +77,8 @@ class Acting:
 
 
 def weights_as_inputs(graph: Graph) -> Graph:
-    """The graph with its parameters as plain inputs of the same names."""
-    given = {p: Input(p.path, p.type, p.origin) for p in graph.parameters}
+    """The graph with its weights as plain inputs of the same names."""
+    given = {w: Input(w.path, w.type, w.origin) for w in graph.weights}
     inputs = tuple(given.get(v, v) for v in graph.inputs)  # type: ignore[call-overload]
     return replace(substitute(graph, given), inputs=inputs)
 

@@ -21,13 +21,15 @@ import optax
 import rlax
 
 from planform.backends.xla import Policy
+from planform.compiler.ir import Input
 from planform.compiler.parameters import initial
-from planform.compiler.program import program
+from planform.compiler.program import Program, program
+from planform.compiler.types import TensorType
 from planform.runtime.agents import play_of
 from planform.runtime.agents.actor import Actor
 from planform.runtime.agents.policy import Acting
 from planform.runtime.data import Batch
-from planform.runtime.mesh import make_mesh
+from planform.runtime.mesh import make_mesh, rules_of
 from planform.runtime.trainer import Trainer
 from planform.runtime.updates import Layout
 from planform.spec import load
@@ -92,21 +94,21 @@ class ByHand:
 
 
 class Repeated:
-    """A few batches, over and over: a source for a learner alone."""
+    """A few batches of a program, over and over: a source for a learner alone."""
 
-    def __init__(self, size: int, sizes: tuple[int, int] = (5, 1), count: int = 8) -> None:
+    def __init__(self, p: Program, count: int = 8) -> None:
         rng = np.random.default_rng(0)
-        observations, actions = sizes
-        self.made = [
-            {
-                "observation": rng.normal(size=(size, observations)).astype(np.float32),
-                "action": rng.uniform(-1, 1, (size, actions)).astype(np.float32),
-                "reward": rng.uniform(0, 5, size).astype(np.float32),
-                "discount": np.where(rng.random(size) < 0.05, 0, 0.95).astype(np.float32),
-                "next_observation": rng.normal(size=(size, observations)).astype(np.float32),
-            }
-            for _ in range(count)
-        ]
+        types = {v.name: v.type for u in p.updates for v in u.loss.of_kind(Input)}
+        draw = {"action": lambda n: rng.uniform(-1, 1, n), "reward": lambda n: rng.uniform(0, 5, n),
+                "discount": lambda n: np.where(rng.random(n) < 0.05, 0, 0.95)}  # fmt: skip
+
+        def drawn(name: str, t: TensorType) -> np.ndarray:
+            shape = (p.batch, *t.sizes[1:])
+            if t.dtype == "u8":
+                return rng.integers(0, 256, shape, np.uint8)
+            return draw.get(name, rng.standard_normal)(shape).astype(np.float32)
+
+        self.made = [{n: drawn(n, t) for n, t in types.items()} for _ in range(count)]
 
     def batch(self, step: int) -> Batch:
         return self.made[step % len(self.made)]
@@ -121,18 +123,17 @@ class Repeated:
         return {"fingerprint": "repeated"}
 
 
-def ours(source: Repeated, devices: int = 1, *overrides: str) -> Trainer:
-    """The learner of models/d4pg.yaml."""
-    p = program(load("d4pg", None, overrides))
-    return Trainer(p, source, Layout(make_mesh({"data": devices}), (), Policy()))
+def ours(model: str = "d4pg", devices: int = 1, *overrides: str) -> Trainer:
+    """The learner of a spec, on batches that repeat."""
+    p = program(load(model, None, overrides))
+    return Trainer(p, Repeated(p), Layout(make_mesh({"data": devices}), rules_of(load(model)), Policy()))
 
 
 def learner(seconds: float, steps: int) -> dict[str, Any]:
     """Steps a second of both learners at a batch of 256, in turn; each step takes its batch from the host."""
-    source = Repeated(256)
-    mine = ours(source)
-    batches = source.batches()
-    hand = ByHand(initial(mine.program.policy.parameters))
+    mine = ours()
+    batches = mine.data.batches()
+    hand = ByHand(initial(w for u in mine.program.updates for w in u.loss.parameters))
 
     def run_ours() -> None:
         for _ in range(steps):

@@ -167,7 +167,7 @@ def agent(*overrides: str) -> Program:
 
 def weights_of(p: Program) -> dict[str, np.ndarray]:
     assert p.policy is not None
-    return initial(p.policy.parameters, 3)
+    return initial(p.policy.weights, 3)
 
 
 def test_the_policy_in_onnxruntime_is_the_graph() -> None:
@@ -176,7 +176,7 @@ def test_the_policy_in_onnxruntime_is_the_graph() -> None:
     policy = play_of(p).policy
     acting, rng = Acting(policy), np.random.default_rng(0)
     for seed in (0, 1):  # new weights in the same session
-        weights = {n: w + rng.normal(0, 0.1, w.shape) for n, w in initial(p.policy.parameters, seed).items()}
+        weights = {n: w + rng.normal(0, 0.1, w.shape) for n, w in initial(p.policy.weights, seed).items()}
         acting.load(weights)
         x = rng.normal(size=5).astype(np.float32)
         np.testing.assert_allclose(acting(x), run(p.policy, weights, {"observation": x[None]})["action"][0], atol=1e-6)
@@ -198,6 +198,19 @@ def test_actions_reach_the_ends_of_their_ranges_and_repeat() -> None:
     while not step.last:
         step, count = two.step(np.array([0.0])), count + 2
     assert count == 1000 and step.discount == 1  # its time was up: what follows counts
+
+
+def test_frames_are_the_newest_pictures_oldest_first() -> None:
+    pytest.importorskip("dm_control")
+    environment = Environment("cartpole:balance", (24, 32, 9), 1, seed=0)
+    seen = environment.reset()
+    assert seen.shape == (24, 32, 9) and seen.dtype == np.uint8 and seen.std() > 5
+    np.testing.assert_array_equal(seen[..., :3], seen[..., 6:])
+    for _ in range(4):
+        after = environment.step(np.ones(1)).observation
+        np.testing.assert_array_equal(after[..., :6], seen[..., 3:])
+        assert (after[..., 6:] != after[..., 3:6]).any()
+        seen = after
 
 
 @pytest.mark.parametrize("name, sizes, said", [
