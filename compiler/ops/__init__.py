@@ -19,6 +19,7 @@ from . import (
     reduce,
     sequence,
     shape,
+    spectral_norm,
     take,
 )
 from .contract import OPS, At, Cost, Op, ParameterDecl, Reach, StateDecl, load_extensions, register
@@ -26,5 +27,5 @@ from .contract import OPS, At, Cost, Op, ParameterDecl, Reach, StateDecl, load_e
 __all__ = ["OPS", "At", "Cost", "Op", "ParameterDecl", "Reach", "StateDecl", "load_extensions", "register"]
 _families = (
     array, attention, batch_norm, broadcast, classes, control, einsum, elementwise, field, grid, linear, loss, norm,
-    random, recurrence, reduce, sequence, shape, take,
+    random, recurrence, reduce, sequence, shape, spectral_norm, take,
 )  # fmt: skip
