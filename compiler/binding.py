@@ -103,7 +103,8 @@ def coerce(value: Any, want: Any) -> Any:
         if value is None and type(None) in options:
             return None
         rest = [o for o in options if o is not type(None)]
-        return coerce(value, rest[0])
+        fits = [o for o in rest if (o is str) == isinstance(value, str)]
+        return coerce(value, (fits or rest)[0])
     if want is Dim:
         return to_dim(value)
     if get_origin(want) is tuple:

@@ -177,8 +177,8 @@ def _update(
     params = one.get("params") or ()
     params = (params,) if isinstance(params, str) else tuple(params)
     written = [(selector, train.spans[place + "params"]) for selector in params]
-    if decay := optimizer.arguments.get("decay"):
-        written.append((decay, optimizer.span or train.span))
+    if optimizer.arguments.get("weight_decay"):
+        written.append((optimizer.arguments["decay"], optimizer.span or train.span))
     for selector, span in written:
         if not any(selects(selector, p) for p in trained):
             known = ["kind:matrix", "kind:vector", *_beginnings(p.path for p in trained)]

@@ -41,10 +41,18 @@ class Recipe:
 _ADAM = {"learning_rate": REQUIRED, "b1": 0.9, "b2": 0.999, "eps": 1e-8, "clip": None}
 OPTIMIZERS = {
     "sgd": Signature(
-        "Stochastic gradient descent.",
-        {"learning_rate": REQUIRED, "momentum": 0.0, "nesterov": False, "clip": None},
+        "Stochastic gradient descent, with weight_decay / 2 times the sum of squares of what `decay` selects added to "
+        "the loss.",
+        {
+            "learning_rate": REQUIRED,
+            "momentum": 0.0,
+            "nesterov": False,
+            "clip": None,
+            "weight_decay": 0.0,
+            "decay": "kind:matrix",
+        },
         "learning_rate",
-    ),
+    ),  # fmt: skip
     "adam": Signature("Adam (arXiv:1412.6980).", _ADAM, "learning_rate"),
     "adamw": Signature(
         "Adam with decoupled weight decay (arXiv:1711.05101) on what `decay` selects.",
@@ -85,6 +93,25 @@ SOURCES = {
         fields=True,
         labels=2,
     ),
+    "images": Signature(
+        "Images of `size` x `size`, float[batch, height, width, channels], and perhaps labels, int[batch]. In training "
+        "a part of the area between `crop` and 1 is cut out, moved by up to `shift` pixels, and with `flip` mirrored "
+        "half the time; held out, the `centre` of the shorter side is seen. Values from 0 to 1, less `mean`, over "
+        "`std`.",
+        {
+            "file": None,
+            "size": None,
+            "crop": None,
+            "shift": 0,
+            "flip": False,
+            "centre": 1.0,
+            "mean": None,
+            "std": None,
+            "heldout": 0.05,
+        },
+        fields=True,
+        labels=1,
+    ),  # fmt: skip
     "functaset": Signature(
         "Latents of signals, each feature normalised: float[batch, ..], and perhaps the signals' labels, int[batch].",
         {"file": None},

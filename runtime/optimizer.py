@@ -90,9 +90,11 @@ def optimizer(
         stages.append(("adam", optax.scale_by_adam(a["b1"], a["b2"], a["eps"])))
     else:
         raise ValueError(f"no optimizer `{recipe.name}`")
-    if recipe.name == "adamw" and a["weight_decay"]:
+    if a.get("weight_decay"):
         decayed = {n: both(m, mask((a["decay"],), storage[n])) for n, m in trained.items()}
-        stages.append(("decay", _decay(a["weight_decay"], decayed)))
+        # A penalty is a part of the loss; decoupled, the decay stands behind all that is done with gradients.
+        place = len(stages) if recipe.name == "adamw" else int(a["clip"] is not None)
+        stages.insert(place, ("decay", _decay(a["weight_decay"], decayed)))
     rate = schedule(a["learning_rate"], steps)
     # optax counts the updates done before this one.
     stages.append(("rate", optax.scale_by_learning_rate(lambda count: rate(count + 1))))
@@ -105,7 +107,8 @@ def keep(values: Mapping[str, jax.Array], masks: Mapping[str, Mask]) -> dict[str
 
 
 def _decay(weight: float, masks: Mapping[str, Mask]) -> optax.GradientTransformation:
-    """Decoupled weight decay (arXiv:1711.05101) on the masked weights."""
+    """The masked weights times `weight` added to their changes: decoupled weight decay (arXiv:1711.05101) behind
+    Adam, an L2 penalty before momentum."""
 
     def update(changes: Any, state: optax.OptState, params: Any = None) -> Any:
         added = keep({n: weight * params[n] for n, m in masks.items() if m is not False}, masks)

@@ -23,12 +23,15 @@ from .checkpoint import steps as saved_steps
 from .data import (
     ArrayData,
     DataSource,
+    ImageData,
     LatentData,
     Share,
     SignalData,
     TextData,
     Tokenizer,
+    View,
     load_arrays,
+    load_pictures,
     load_signals,
     load_tokenizer,
     read_corpus,
@@ -204,6 +207,10 @@ def open_data(
             raise UserError(f"{file} has no `{missing[0]}`", help=f"it has {', '.join(found)}")
         picked = {f: found[f] for f in recipe.fields}
         return ArrayData(picked, share, chosen.seed, portion=a["heldout"], source=str(file)), None
+    if recipe.name == "images":
+        source = _one_file(files, recipe, "IMAGES")
+        pictures = load_pictures(source, _channels(chosen))
+        return ImageData(pictures, recipe.fields, _view(a), share, chosen.seed, a["heldout"], str(source)), None
     if recipe.name == "signals":
         source = _one_file(files, recipe, "IMAGES")
         signals, apart = load_signals(source, *_sizes(chosen))
@@ -250,6 +257,28 @@ def _sizes(chosen: Program) -> tuple[int, int]:
             )
         found.append(t.sizes[-1])
     return found[0], found[1]
+
+
+def _channels(chosen: Program) -> int:
+    """Of the images that a program takes. Raises: UserError where the spec leaves them open."""
+    name = chosen.data.fields[0]
+    t = _types(chosen).get(name)
+    if t is None or t.rank != 4 or not isinstance(t.sizes[-1], int):
+        raise UserError(
+            f"`{name}` must be float[batch, height, width, channels] with known channels, it is {t or 'not used'}",
+            help="images(IMAGE, LABEL) names the images and what they show",
+        )
+    return t.sizes[-1]
+
+
+def _view(arguments: Mapping[str, Any]) -> View:
+    """Raises: UserError."""
+    given = {k: arguments[k] for k in ("crop", "shift", "flip", "centre")}
+    size = arguments["size"]
+    for key in ("mean", "std"):
+        if (value := arguments[key]) is not None:
+            given[key] = tuple(map(float, value)) if isinstance(value, list) else (float(value),)
+    return View(None if size is None else int(size), **given)
 
 
 def _latent_sizes(chosen: Program) -> list[int | None]:

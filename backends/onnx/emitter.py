@@ -97,6 +97,7 @@ class Emitter:
     bias_of: dict[ir.Value, tuple[ir.Value, ir.Value]] = field(default_factory=dict)  # sum -> (product, its bias)
     _merged: dict[tuple[ir.Value, int], ir.Value] = field(default_factory=dict)
     _flat: dict[ir.Value, ir.Value] = field(default_factory=dict)
+    _turned: dict[ir.Value, ir.Value] = field(default_factory=dict)  # an image -> the same, channels first
     _shared: dict[Any, Any] = field(default_factory=dict)
     _names: dict[str, int] = field(default_factory=dict)
 
@@ -269,6 +270,18 @@ class Emitter:
 
     def transpose(self, x: ir.Value, order: Sequence[int]) -> ir.Value:
         return x if list(order) == sorted(order) else self.op("Transpose", x, perm=list(order))
+
+    def turned(self, x: ir.Value) -> ir.Value:
+        """An image [batch, height, width, channels] as [batch, channels, height, width]."""
+        if x not in self._turned:
+            self._turned[x] = self.op("Transpose", x, perm=[0, 3, 1, 2])
+        return self._turned[x]
+
+    def turned_back(self, y: ir.Value) -> ir.Value:
+        """The inverse; nobody may need it: `turned` of the result costs nothing."""
+        x: ir.Value = self.op("Transpose", y, perm=[0, 2, 3, 1])
+        self._turned[x] = y
+        return x
 
     def cast(self, x: ir.Value, source: str, target: str) -> ir.Value:
         """x in another dtype of the IR."""

@@ -20,14 +20,15 @@ def node_reach(node: Node, stream: str | None) -> Reach:
     """How far one node's results depend on its inputs along the axis named `stream`.
 
     An op that reads positions or documents mixes along the stream exactly where it is given them. A result
-    that has lost the axis depends on all of it; so does one of an op that mixes its last dim, where that is
-    the stream.
+    that has lost the axis depends on all of it; so does one of an op that mixes its last dims, where the stream
+    is among them.
     """
     if stream is None or all(v.type.axis(stream) is None for v in node.inputs):
         return POINTWISE
     if any(v.type.axis(stream) is None for v in node.outputs) and not isinstance(node.op, Repeat):
         return UNBOUNDED
-    if node.op.mixes_last and node.inputs[0].type.names[-1:] == (stream,):
+    first = node.inputs[0].type
+    if stream in first.names[first.rank - node.op.mixes_last :]:
         return UNBOUNDED
     return node.op.reach() if not node.op.reads() or is_along_stream(node) else POINTWISE
 

@@ -7,6 +7,7 @@ from . import (
     broadcast,
     classes,
     control,
+    convolution,
     einsum,
     elementwise,
     field,
@@ -14,6 +15,7 @@ from . import (
     linear,
     loss,
     norm,
+    pooling,
     random,
     recurrence,
     reduce,
@@ -21,11 +23,12 @@ from . import (
     shape,
     spectral_norm,
     take,
+    windows,
 )
 from .contract import OPS, At, Cost, Op, ParameterDecl, Reach, StateDecl, load_extensions, register
 
 __all__ = ["OPS", "At", "Cost", "Op", "ParameterDecl", "Reach", "StateDecl", "load_extensions", "register"]
 _families = (
-    array, attention, batch_norm, broadcast, classes, control, einsum, elementwise, field, grid, linear, loss, norm,
-    random, recurrence, reduce, sequence, shape, spectral_norm, take,
+    array, attention, batch_norm, broadcast, classes, control, convolution, einsum, elementwise, field, grid, linear,
+    loss, norm, pooling, random, recurrence, reduce, sequence, shape, spectral_norm, take, windows,
 )  # fmt: skip

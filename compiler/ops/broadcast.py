@@ -110,6 +110,11 @@ def broadcast_to(b: Builder, x: Value, dims: tuple[Dim, ...]) -> Value:
     return x if x.type.dims == dims else b.emit(Broadcast(dims, _places(x.type, dims)), x)
 
 
+def renamed(b: Builder, x: Value, dims: tuple[Dim, ...]) -> Value:
+    """x with dims of the same sizes and other names."""
+    return x if x.type.dims == dims else b.emit(Broadcast(dims, tuple(range(len(dims)))), x)
+
+
 def unbroadcast(b: Builder, x: Value, t: TensorType) -> Value:
     """The gradient with respect to what was broadcast from `t` to x's dims."""
     if x.type.dtype != t.dtype:
@@ -135,4 +140,4 @@ def filled(b: Builder, value: float, t: TensorType) -> Value:
     return broadcast_to(b, x, t.dims)
 
 
-__all__ = ["Broadcast", "SumTo", "broadcast_to", "filled", "unbroadcast"]
+__all__ = ["Broadcast", "SumTo", "broadcast_to", "filled", "renamed", "unbroadcast"]

@@ -98,7 +98,7 @@ class Op:
     kept: ClassVar[int] = 0  # how many of its last results are new values of buffers
     trains_only: ClassVar[bool] = False  # acts in training; at inference its first input passes unchanged
     spelled: ClassVar[bool] = True  # may be written in a spec
-    mixes_last: ClassVar[bool] = False  # every result depends on the whole last dim of the first input
+    mixes_last: ClassVar[int] = 0  # a result depends on all of so many last dims of the first input
 
     def infer(self, *inputs: TensorType) -> TensorType | tuple[TensorType, ...]:
         raise NotImplementedError

@@ -45,7 +45,7 @@ class RmsNorm(_SameShape):
 
     name: ClassVar[str] = "rms_norm"
     family: ClassVar[str] = "norm"
-    mixes_last: ClassVar[bool] = True
+    mixes_last: ClassVar[int] = 1
     offset: float = 0.0
     eps: float = 1e-6
 
@@ -88,7 +88,7 @@ class AddRmsNorm(Op):
 
     name: ClassVar[str] = "add_rms_norm"
     family: ClassVar[str] = "norm"
-    mixes_last: ClassVar[bool] = True
+    mixes_last: ClassVar[int] = 1
     tensors: ClassVar[tuple[str, ...]] = ("x", "y")
     spelled: ClassVar[bool] = False
     offset: float = 0.0
@@ -137,7 +137,7 @@ class LayerNorm(_SameShape):
 
     name: ClassVar[str] = "layer_norm"
     family: ClassVar[str] = "norm"
-    mixes_last: ClassVar[bool] = True
+    mixes_last: ClassVar[int] = 1
     bias: bool = False
     eps: float = 1e-5
 
@@ -181,7 +181,7 @@ class Softmax(_SameShape):
 
     name: ClassVar[str] = "softmax"
     family: ClassVar[str] = "norm"
-    mixes_last: ClassVar[bool] = True
+    mixes_last: ClassVar[int] = 1
 
     def reference(self, at: At, *arrays: np.ndarray) -> np.ndarray:
         e = np.exp(arrays[0] - np.max(arrays[0], -1, keepdims=True))

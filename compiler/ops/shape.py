@@ -11,7 +11,7 @@ import numpy as np
 from ..ir import Builder, Node, Value
 from ..size import Size, divide
 from ..types import Dim, TensorType, TypeMismatch
-from .broadcast import Broadcast
+from .broadcast import renamed
 from .contract import At, Cost, Gradients, Op, register
 
 _ITEM = re.compile(r"\(([^()]*)\)|([A-Za-z_]\w*|1)|(\S)")
@@ -115,7 +115,7 @@ class Rearrange(Op):
             sizes = tuple(Dim(n, d.size) for n, d in zip((n for g in left for n in g), split))
             x = b.emit(Rearrange(f"{_written(right)} -> {_written(left)}", sizes), above)
             # Dims that were merged or renamed get their names back.
-            return x if x.type == t else b.emit(Broadcast(t.dims, tuple(range(t.rank))), x)  # type: ignore[no-any-return]
+            return renamed(b, x, t.dims)
 
         return [back]
 

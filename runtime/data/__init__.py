@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from .arrays import ArrayData, load_arrays
     from .bigram import bigram_bits_per_byte, count_pairs
     from .corpus import Corpus, Document, read_corpus, stdlib_corpus
+    from .images import ImageData, View
     from .latents import LatentData
+    from .pictures import load_pictures
     from .signals import SignalData, grid, load_signals
     from .source import Batch, DataSource, Share
     from .store import Store, open_store
@@ -23,7 +25,9 @@ _MODULES = {
     "arrays": "ArrayData load_arrays",
     "bigram": "bigram_bits_per_byte count_pairs",
     "corpus": "Corpus Document read_corpus stdlib_corpus",
+    "images": "ImageData View",
     "latents": "LatentData",
+    "pictures": "load_pictures",
     "signals": "SignalData grid load_signals",
     "source": "Batch DataSource Share",
     "store": "Store open_store",
@@ -46,6 +50,7 @@ __all__ = [
     "Corpus",
     "DataSource",
     "Document",
+    "ImageData",
     "JsonTokenizer",
     "LatentData",
     "Share",
@@ -54,10 +59,12 @@ __all__ = [
     "TextData",
     "TextStream",
     "Tokenizer",
+    "View",
     "bigram_bits_per_byte",
     "count_pairs",
     "grid",
     "load_arrays",
+    "load_pictures",
     "load_signals",
     "load_tokenizer",
     "open_store",

@@ -8,7 +8,7 @@ read to be skipped.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -89,18 +89,32 @@ class Batches:
     """Shuffled, endless batches of examples.
 
     seed  of the permutation, 0 to 2**32 - 1; every epoch has its own
+    draw  in place of `examples.take` makes a batch of indices and the examples' places in the whole run, int64[n] both
 
     An epoch's last batch is completed with the first examples of the next one, so every example is seen once
     an epoch. Local batches are numbered step * of + process, which makes a process's part a contiguous slice.
     """
 
-    def __init__(self, examples: Examples, share: Share, seed: int) -> None:
+    def __init__(
+        self,
+        examples: Examples,
+        share: Share,
+        seed: int,
+        draw: Callable[[np.ndarray, np.ndarray], Batch] | None = None,
+    ) -> None:
         if not 0 <= seed < 1 << 32:
             raise UserError(f"the seed of the data must lie between 0 and 2**32 - 1, not {seed}")
         epochs = max(ENOUGH // len(examples), 1)  # repeat() itself counts to where batch() overflows
         endless = grain.MapDataset.range(len(examples)).seed(seed).shuffle().repeat(epochs)
-        mine = endless.batch(share.local).slice(slice(share.process, None, share.of))
-        self._steps = mine.map(examples.take)
+        if draw is None:
+            self._steps = self._mine(endless, share).map(examples.take)
+        else:
+            placed = endless.map_with_index(lambda place, index: (index, place))
+            self._steps = self._mine(placed, share).map(lambda both: draw(*both))
+
+    @staticmethod
+    def _mine(endless: grain.MapDataset, share: Share) -> grain.MapDataset:
+        return endless.batch(share.local).slice(slice(share.process, None, share.of))
 
     def __getitem__(self, step: int) -> Batch:
         if step < 0:

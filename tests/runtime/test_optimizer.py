@@ -84,18 +84,18 @@ def test_adamw(stored):
         np.testing.assert_allclose(found[n], p[n], rtol=2e-5, atol=2e-6)
 
 
-@pytest.mark.parametrize("momentum, nesterov", [(0.0, False), (0.9, False), (0.9, True)])
-def test_sgd(stored, momentum, nesterov):
+@pytest.mark.parametrize("momentum, nesterov, decay", [(0.0, False, 0.0), (0.9, False, 0.0), (0.9, True, 0.2)])
+def test_sgd(stored, momentum, nesterov, decay):
+    """The penalty is a part of the loss, so it goes through the momentum."""
     values = small(stored)
-    made = optimizer(
-        recipe("sgd", learning_rate=0.1, momentum=momentum, nesterov=nesterov), stored, dict.fromkeys(values, True), 3
-    )
+    arguments = {"learning_rate": 0.1, "momentum": momentum, "nesterov": nesterov, "weight_decay": decay}
+    made = optimizer(recipe("sgd", **arguments), stored, dict.fromkeys(values, True), 3)
     found = steps_of(made, values)
     for n, p in values.items():
         p = np.asarray(p, np.float64)
         trace = np.zeros_like(p)
         for _ in range(3):
-            g = np.sin(p)
+            g = np.sin(p) + (decay * p if stored[n].type.rank - stored[n].stacked >= 2 else 0)
             trace = momentum * trace + g
             p = p - 0.1 * (g + momentum * trace if nesterov else trace)
         np.testing.assert_allclose(found[n], p, rtol=1e-5, atol=1e-6)
