@@ -1,4 +1,4 @@
-"""The words of a training program: optimizers, schedules and data sources, with their arguments.
+"""The words of a training program: optimizers, schedules, slow copies and data sources, with their arguments.
 
 The compiler checks their use; the runtime gives them their meaning (optax, grain).
 """
@@ -24,7 +24,7 @@ class Signature:
     doc: str
     arguments: Mapping[str, Any]
     rate: str | None = None
-    fields: bool = False  # leading positional arguments are names of data fields
+    fields: bool = False  # leading positional arguments are names: data fields, or a graph
     types: Mapping[int, str] = field(default_factory=dict)  # dtypes of those that are one number an example
     like: Mapping[int, int] = field(default_factory=dict)  # those that have the type of another
 
@@ -71,6 +71,14 @@ SCHEDULES = {
     "warmup_linear": Signature(
         "Linear from 0 to the peak in `warmup` steps, then linearly down to `end` * peak at the last step.",
         {"peak": REQUIRED, "warmup": 0, "steps": None, "end": 0.0},
+    ),
+}
+TARGETS = {
+    "copy": Signature("The graph's weights as they are after every `every`-th step.", {"every": 1}, fields=True),
+    "ema": Signature(
+        "The graph's parameters followed at 1 - `decay`, every `every`-th step; its buffers as they are then.",
+        {"decay": REQUIRED, "every": 1},
+        fields=True,
     ),
 }
 SOURCES = {

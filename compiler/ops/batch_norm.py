@@ -57,7 +57,7 @@ class BatchNorm(Op):
             raise TypeMismatch(f"`{self.name}` needs floats with at least two dims, its input is {x}", code="PF0301")
         batch = x.sizes[0]
         if self.groups < 1 or (isinstance(batch, int) and batch % self.groups):
-            raise TypeMismatch(f"`{x.dims[0]}` can't be split into {self.groups} equal groups", code="PF0321")
+            raise TypeMismatch(f"`{x.dims[0]}` can't be split into {self.groups} equal groups", code="PF0325")
 
     def infer(self, *inputs: TensorType) -> Any:
         self.check(inputs[0])

@@ -8,10 +8,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from planform.compiler.ops import norm as ops
 from planform.compiler.ops.batch_norm import BatchNorm, BatchNormTraining
+from planform.compiler.ops.spectral_norm import TINY, SpectralNorm, SpectralNormTraining
 
 from ..policy import wide
 from .contract import Call, rule
@@ -71,6 +73,21 @@ def batch_norm_training(call: Call, x: jax.Array, *rest: jax.Array) -> tuple[jax
     new = (jnp.mean(s.reshape(-1, s.shape[-1]), 0) for s in (m, v))
     after = (old + (1 - call.op.decay) * (now - old) for old, now in zip((mean, variance), new))
     return (_affine(y, affine), *after)
+
+
+@rule(SpectralNorm, SpectralNormTraining, floats="wide")
+def spectral_norm(call: Call, x: jax.Array, u: jax.Array) -> Any:
+    axis = call.op.axis % x.ndim
+    matrix = lax.stop_gradient(jnp.moveaxis(x, axis, -1).reshape(-1, len(u)))
+    v = _unit(matrix @ lax.stop_gradient(u))
+    w = _unit(v @ matrix)
+    v = jnp.moveaxis(v.reshape(*np.delete(x.shape, axis), 1), -1, axis)
+    sigma = jnp.sum(x * v * w.reshape(-1, *(1 for _ in x.shape[axis + 1 :])))
+    return (x / sigma, w) if call.op.kept else x / sigma
+
+
+def _unit(x: jax.Array) -> jax.Array:
+    return x / (jnp.linalg.norm(x) + TINY)
 
 
 def _affine(y: jax.Array, affine: Sequence[jax.Array]) -> jax.Array:
