@@ -10,7 +10,7 @@ from typing import Any
 
 from planform.spec import Diagnostic, Section, Span, Spec, SpecError, TensorDecl, ast, did_you_mean, output_names
 
-from .elaborate import Elaborator, Env, Inner, elaborate, elaborate_loss
+from .elaborate import PRIORITY, Elaborator, Env, Inner, elaborate, elaborate_loss
 from .ir import Graph, Input, Parameter
 from .parameters import layers
 from .recipes import OPTIMIZERS, SOURCES, Recipe, read
@@ -136,6 +136,7 @@ def program(spec: Spec) -> Program:
         precision=dict(spec.precision.values) if spec.precision else {},
         policy=_policy(spec, data, copied) if "policy" in data.arguments else None,
     )
+    _check_priority(made, train)
     if made.batch % made.accumulate:
         raise SpecError(
             Diagnostic(
@@ -149,7 +150,7 @@ def program(spec: Spec) -> Program:
 
 
 def _policy(spec: Spec, data: Recipe, copied: Mapping[str, str]) -> Graph:
-    """The graph that acts, or the slow copy of one. Raises: SpecError where it isn't one from observations to actions."""
+    """The graph that acts, or the slow copy of one. Raises: SpecError unless it goes from observations to actions."""
     name, (observation, action, *_) = data.arguments["policy"], data.fields
     known = [*spec.graphs, *copied]
     if name not in known:
@@ -162,6 +163,24 @@ def _policy(spec: Spec, data: Recipe, copied: Mapping[str, str]) -> Graph:
         help = f"a policy takes `{observation}` alone and gives `{action}`, as the fields of `{data.name}` are called"
         raise SpecError(Diagnostic("PF0502", message, data.span, help=help))
     return found
+
+
+def _check_priority(made: Program, train: Section) -> None:
+    """Raises: SpecError where the data want a priority that no update gives, or one is given to nobody."""
+    giving = [u for u in made.updates if PRIORITY in u.loss.outputs]
+    if not made.data.arguments.get("priority"):
+        if giving:
+            place = f"updates.{giving[0].name}.priority" if f"updates.{giving[0].name}" in train.spans else "priority"
+            raise SpecError(Diagnostic("PF0517", f"`{made.data.name}` doesn't draw by priority here",
+                                       train.spans[place], help="replay(.., weight, priority=0.6)"))  # fmt: skip
+        return
+    if len(giving) != 1:
+        gives = f"{len(giving)} updates give" if giving else "no update gives"
+        message = f"`{made.data.name}` draws by a priority, and {gives} one"
+        raise SpecError(Diagnostic("PF0517", message, made.data.span, help="`priority: error` beside one loss"))
+    if made.accumulate > 1 or not made.simultaneous and (len(made.updates) > 1 or giving[0].repeat > 1):
+        message = "a step of a program with a priority takes one batch, as a whole"
+        raise SpecError(Diagnostic("PF0517", message, made.data.span, help="`simultaneous: true`, no `accumulate`"))
 
 
 def _value(e: Elaborator, expr: ast.Expr) -> Any:
@@ -187,7 +206,7 @@ def _update(
     inner = _inner(train, f"{place}inner", one["inner"]) if "inner" in one else None
     draws = _draws(train, f"{place}sample", one.get("sample") or {}, inputs)
     named: dict[str, Any] = {"inner": inner, "draws": draws, "targets": targets}
-    loss = elaborate_loss(spec, one["loss"], inputs, name, **named)
+    loss = elaborate_loss(spec, one["loss"], inputs, name, **named, priority=one.get("priority"))
     measured, metrics = evaluate.get("loss") or one["loss"], evaluate.get("metrics") or {}
     heldout = elaborate_loss(spec, measured, inputs, name, training=False, metrics=metrics, **named)
     trained = [p for p in loss.parameters if not p.frozen]

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from planform.compiler.elaborate import PRIORITY
 from planform.compiler.program import Program
 
 from .checkpoint import Checkpoints
@@ -227,6 +228,8 @@ class Trainer:
         values: Values = {}
         for name, metrics in jax.device_get(made).items():
             prefix = f"{name}/" if len(self.updates.each) > 1 else ""
+            if PRIORITY in metrics:
+                self.data.learned(metrics.pop(PRIORITY))
             values.update({prefix + k: float(v) for k, v in metrics.items() if k != "weight"})
         clock.tick(self._size)
         broken = [k for k, v in values.items() if not math.isfinite(v)]

@@ -18,6 +18,7 @@ from planform.backends.xla import Policy, Stored, from_logical, initialise, lowe
 from planform.backends.xla.lower import Lowered
 from planform.backends.xla.policy import DTYPES
 from planform.compiler.analyses.sharding import Rules, spec_for
+from planform.compiler.elaborate import PRIORITY
 from planform.compiler.ir import Graph, Input
 from planform.compiler.parameters import layers
 from planform.compiler.passes.loss_weight import WEIGHT
@@ -205,18 +206,22 @@ class OneUpdate:
 
         def loss(trained: Arrays, buffers: Arrays, part: Arrays, key: jax.Array) -> tuple[jax.Array, Any]:
             out = self._run({**frozen, **parameters, **trained, **buffers}, part, key)
-            return out["loss"].astype(self._dtype), (self._weight(out), self._changed(out))
+            return out["loss"].astype(self._dtype), (self._weight(out), self._changed(out) | told(out))
+
+        def told(out: Arrays) -> Arrays:
+            return {PRIORITY: lax.stop_gradient(out[PRIORITY])} if PRIORITY in out else {}
 
         differentiated = jax.value_and_grad(loss, has_aux=True)
         (value, weight), buffers, gradients = _accumulated(
             differentiated, trained, buffers, batch, key, self._accumulate, self._dtype
         )
+        more = {PRIORITY: buffers.pop(PRIORITY)} if PRIORITY in buffers else {}
         gradients = keep(gradients, self.trained)
         changes, state = self.transformation.update(gradients, state, trained)
         changed = {**optax.apply_updates(trained, changes), **buffers}  # type: ignore[dict-item]
         norm = optax.tree.norm(gradients)
         rate = self._rate(number)
-        return changed, state, {"loss": value, "weight": weight, "gradient_norm": norm, "learning_rate": rate}
+        return changed, state, {"loss": value, "weight": weight, "gradient_norm": norm, "learning_rate": rate, **more}
 
     def _measure(self, parameters: Arrays, batch: Arrays, frozen: Arrays, number: Any = 0) -> tuple[Arrays, jax.Array]:
         key = jax.random.fold_in(jax.random.key(HELDOUT), number)

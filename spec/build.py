@@ -119,7 +119,7 @@ class Builder:
     def train(self, entry: Entry | None) -> Section | None:
         section = self.section(entry, Train)
         if section is not None and "updates" in section.values:
-            for name in ("loss", "optimizer", "params", "repeat", "sample", "inner"):
+            for name in ("loss", "priority", "optimizer", "params", "repeat", "sample", "inner"):
                 if name in section.values:
                     self.found.add(
                         Diagnostic(

@@ -165,6 +165,10 @@ class _Check:
             inner = update.get("inner")
             if isinstance(inner, dict):
                 parts += [inner.get("start"), inner.get("rates"), inner.get("loss")]
+            loss, priority = update.get("loss"), update.get("priority")
+            if isinstance(loss, Body) and isinstance(priority, Body):
+                defined = {s.name for s in loss.statements if s.name}
+                self.body(priority, here | defined, copies, self.spec.uses)
             for part in parts:
                 if isinstance(part, Expr):
                     part = expression_body(part)

@@ -115,6 +115,10 @@ class Update(_Strict):
     sample: dict[Word, TensorText] | None = Field(None, description="Fresh draws: `z: normal[batch, noise]`.")
     inner: Inner | None = Field(None, description="An optimization inside the loss.")
     loss: BodyText = Field(description="What is minimised; the value of the last expression.")
+    priority: BodyText | None = Field(
+        None, description="How much there was to learn from each entry of the batch, for a replay that draws by it; it "
+        "may name what the loss defines."
+    )  # fmt: skip
     optimizer: Expression = Field(description="`adamw(3e-4)`, with a schedule in place of the rate if wanted.")
     repeat: Count | None = Field(None, description="How often it runs per step, each with fresh data and draws.")
 
@@ -150,6 +154,7 @@ class Train(_Strict):
 
     data: Expression | None = Field(None, description="The source and the names of its fields: `text(tokens)`.")
     loss: BodyText | None = Field(None, description="What is minimised; the value of the last expression.")
+    priority: BodyText | None = Field(None, description="How much there was to learn from each entry of the batch.")
     optimizer: Expression | None = Field(None, description="`adamw(3e-4, weight_decay=0.1, clip=1.0)`.")
     batch: Count | None = Field(None, description="Global examples per step, over all devices.")
     steps: Count | None = Field(None, description="Optimizer steps.")

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from types import MappingProxyType
+from typing import Any
 
 from planform.spec import Diagnostic, GraphDef, Span, Spec, SpecError, TensorDecl, ast, did_you_mean
 
@@ -23,8 +24,11 @@ from .draws import add_draws
 from .inner import Inner, body_value, fit, inner_loss
 from .sampler import AFTER, NOW, Sampler, sampler
 
-__all__ = ["AFTER", "NOW", "Elaborator", "Env", "Inner", "Sampler", "elaborate", "elaborate_fit", "elaborate_loss",
-           "sampler", "stream_of"]  # fmt: skip
+PRIORITY = "priority"
+"""The output of a loss that says how much there was to learn from each entry of the batch."""
+
+__all__ = ["AFTER", "NOW", "PRIORITY", "Elaborator", "Env", "Inner", "Sampler", "elaborate", "elaborate_fit",
+           "elaborate_loss", "sampler", "stream_of"]  # fmt: skip
 
 
 def elaborate(spec: Spec, graph: str | None = None, target: str | None = None) -> Graph:
@@ -49,6 +53,7 @@ def elaborate_loss(
     metrics: Mapping[str, ast.Body] = MappingProxyType({}),
     draws: Mapping[str, TensorDecl] = MappingProxyType({}),
     targets: Mapping[str, str] = MappingProxyType({}),
+    priority: ast.Body | None = None,
 ) -> Graph:
     """The IR of a loss expression over graphs, those of used specs too, and data tensors; its output is `loss`, a
     scalar. The parameters of a used spec are frozen, under paths that begin with its name.
@@ -56,7 +61,8 @@ def elaborate_loss(
     In training form dropout draws and acts, and what keeps buffers changes them: their last values are further outputs,
     by path. Otherwise dropout is the identity and buffers are constants, as for held-out data. An inner loop
     comes first: its variable means the fitted value. Metrics are further scalars, by name; draws are random numbers
-    that all of these may name; targets name slow copies and the graphs that they are of.
+    that all of these may name; targets name slow copies and the graphs that they are of. A priority is one more output,
+    a number for each entry of the batch; it may name what the loss defines.
 
     Raises: SpecError.
     """
@@ -68,7 +74,11 @@ def elaborate_loss(
         add_draws(e, draws)
         if inner is not None:
             e.own[inner.variable] = fit(e, inner)
-        outputs = {key: _scalar(e, body, key) for key, body in {"loss": loss, **metrics}.items()}
+        names: dict[str, Any] = {}
+        outputs = {"loss": _scalar(e, loss, "loss", names)}
+        outputs |= {key: _scalar(e, body, key, {}) for key, body in metrics.items()}
+        if priority is not None:
+            outputs[PRIORITY] = _for_each(e, priority, names)
     return e.builder.finish({**outputs, **e.regions[0].successors})
 
 
@@ -102,8 +112,16 @@ def _give(e: Elaborator, inputs: Mapping[str, TensorType]) -> None:
     e.others = e.spec.uses
 
 
-def _scalar(e: Elaborator, body: ast.Body, what: str) -> Value:
-    value = body_value(e, body, {})
+def _for_each(e: Elaborator, body: ast.Body, names: dict[str, Any]) -> Value:
+    value = body_value(e, body, names)
+    if value.type.names != ("batch",) or not value.type.is_float:
+        raise e.error("PF0517", f"a priority is one float for each entry of the batch, this is {value.type}",
+                      body.statements[-1].value.span)  # fmt: skip
+    return value
+
+
+def _scalar(e: Elaborator, body: ast.Body, what: str, names: dict[str, Any]) -> Value:
+    value = body_value(e, body, names)
     if value.type.rank:
         a = "a loss" if what == "loss" else f"the metric `{what}`"
         raise e.error(

@@ -98,9 +98,9 @@ def inner_loss(e: Elaborator, inner: Inner, value: Value) -> Value:
     return loss
 
 
-def body_value(e: Elaborator, body: ast.Body, names: Mapping[str, Value]) -> Value:
-    """The tensor that a body of a training program comes to. Raises: SpecError."""
-    env, result = Env(dict(names)), None
+def body_value(e: Elaborator, body: ast.Body, names: dict[str, Any]) -> Value:
+    """The tensor that a body of a training program comes to; what it defines is added to `names`. Raises: SpecError."""
+    env, result = Env(names), None
     for s in body.statements:
         result = e.value(s.value, env)
         if s.name is not None:

@@ -125,7 +125,8 @@ class ReplayData:
             self._weights = parameters(self.play.policy.weights)
 
     def learned(self, priorities: np.ndarray) -> None:
-        """How much there was to learn from each entry of the oldest batch that hasn't been told of."""
+        """How much there was to learn from each entry of the oldest global batch that this wasn't told of yet."""
+        priorities = np.split(priorities, self.share.of)[self.share.process]
         with self._changed:
             self._replay.prioritise(self._drawn.popleft(), priorities)
 

@@ -54,6 +54,9 @@ class Following(DataSource, Protocol):
     def follow(self, step: int, parameters: Callable[[Sequence[str]], Mapping[str, np.ndarray]]) -> None:
         """After so many steps, before the batches of the next; `parameters` gives those named, as they are now."""
 
+    def learned(self, priorities: np.ndarray) -> None:
+        """How much there was to learn from each entry of the oldest global batch that this wasn't told of yet."""
+
     def measure(self, count: int) -> dict[str, float]:
         """What is told of an evaluation besides held-out losses, from `count` trials."""
 

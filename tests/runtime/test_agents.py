@@ -9,6 +9,7 @@ import signal
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,9 +17,10 @@ from PIL import Image
 from scipy.stats import chisquare
 
 from planform.backends.reference import run
-from planform.compiler.parameters import initial
+from planform.backends.xla import Policy
+from planform.compiler.parameters import initial, layers
 from planform.compiler.program import Program, program
-from planform.runtime.agents import play_of
+from planform.runtime.agents import open_replay, play_of
 from planform.runtime.agents.environment import Environment
 from planform.runtime.agents.play import play
 from planform.runtime.agents.policy import Acting
@@ -27,7 +29,10 @@ from planform.runtime.agents.source import ReplayData
 from planform.runtime.agents.transitions import Steps
 from planform.runtime.data import Share
 from planform.runtime.errors import UserError
+from planform.runtime.mesh import make_mesh
 from planform.runtime.train import train
+from planform.runtime.trainer import Trainer
+from planform.runtime.updates import Layout
 from planform.spec import load_text
 
 os.environ.setdefault("MUJOCO_GL", "egl")
@@ -145,15 +150,29 @@ dims: {policy_width: 32, policy_depth: 16, value_width: 32, value_depth: 16}
 train:
   data: |
     replay(observation, action, reward, discount, next_observation,
-           environment="cartpole:balance", policy="actor", actors=0, first=200, ratio=16)
-  targets: null
-  simultaneous: null
+           environment="cartpole:balance", policy="slow_actor", actors=0, first=200, ratio=16)
+  batch: 32
+  steps: 12
+  evaluate: {every: 12, batches: 1}
+"""
+
+BY_PRIORITY = """
+planform: 1
+extends: d4pg
+model: small
+dims: {policy_width: 32, policy_depth: 16, value_width: 32, value_depth: 16}
+train:
+  data: |
+    replay(observation, action, reward, discount, next_observation, weight,
+           environment="cartpole:balance", policy="slow_actor", actors=0, first=200, ratio=16, priority=0.6)
   updates:
     critic:
       loss: |
-        future = critic(next_observation, actor(next_observation).action).logits
+        future = slow_critic(next_observation, slow_actor(next_observation).action).logits
         target = project(softmax(future), linspace(-most, most, atoms), reward, discount)
-        cross_entropy(critic(observation, action).logits, stop(target))
+        error = -sum(stop(target) * log_softmax(critic(observation, action).logits), atoms)
+        mean(weight * error)
+      priority: error
   batch: 32
   steps: 12
   evaluate: {every: 12, batches: 1}
@@ -298,3 +317,27 @@ def test_training_evaluates_plays_and_films(tmp_path: Path) -> None:
     assert told["returns"] == found["returns"]
     again = train(spec, tmp_path / "run", quiet=True, steps=14)  # goes on with what was seen
     assert again.step == 14
+
+
+def test_the_learner_says_how_much_there_was_to_learn(tmp_path: Path) -> None:
+    pytest.importorskip("dm_control")
+    p = program(load_text(BY_PRIORITY))
+    data = open_replay(p, Share(p.batch), tmp_path)
+    drawn, draw = [], data._replay.draw
+
+    def remembered(*args: Any) -> Any:
+        drawn.append(draw(*args))
+        return drawn[-1]
+
+    data._replay.draw = remembered  # type: ignore[method-assign]
+    with Trainer(p, data, Layout(make_mesh({"data": 1}), (), Policy())) as trainer:
+        loss = p.updates[0].loss
+        weights = trainer.state.logical([n for w in loss.weights for n in layers(w.path)])
+        trainer.run(1)
+        (at, rows), *_ = drawn
+        batch = {name: rows[field] for field, name in data._names.items()}
+        errors = run(loss, weights, batch)["priority"]
+        assert data._replay._tree is not None and np.ptp(errors) > 0
+        np.testing.assert_allclose(data._replay._tree.values(at), (errors + 1e-6) ** 0.6, rtol=1e-4)
+        trainer.run(12)
+    assert len(drawn) == 12 and not data._drawn
