@@ -6,6 +6,9 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+import time
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +32,7 @@ from planform.runtime.agents.source import ReplayData
 from planform.runtime.agents.transitions import Steps
 from planform.runtime.data import Share
 from planform.runtime.errors import UserError
+from planform.runtime.evaluate import evaluate_run
 from planform.runtime.mesh import make_mesh
 from planform.runtime.train import train
 from planform.runtime.trainer import Trainer
@@ -317,6 +321,50 @@ def test_training_evaluates_plays_and_films(tmp_path: Path) -> None:
     assert told["returns"] == found["returns"]
     again = train(spec, tmp_path / "run", quiet=True, steps=14)  # goes on with what was seen
     assert again.step == 14
+    measured = evaluate_run(tmp_path / "run", batches=1)
+    assert measured["episode_return"] == again.values["episode_return"] and measured["step"] == 14
+
+
+@pytest.mark.slow
+def test_training_from_pictures(tmp_path: Path) -> None:
+    pytest.importorskip("dm_control")
+    text = """
+planform: 1
+extends: d4pg_pixels
+model: tiny
+dims: {height: 12, width: 16, filters: 4, features: 8}
+train:
+  data: |
+    replay(observation, action, reward, discount, next_observation, environment="cartpole:balance",
+           policy="slow_actor", repeat=50, capacity=300, actors=1, first=100, ratio=16)
+  batch: 32
+  steps: 6
+  evaluate: {every: 6, batches: 1}
+"""
+    result = train(load_text(text), tmp_path / "run", quiet=True)
+    assert result.step == 6 and 0 < result.values["episode_return"] < 1000
+    with np.load(tmp_path / "run" / "replay.npz") as seen:
+        assert seen["observation"].dtype == np.uint8 and seen["observation"].shape[1:] == (12, 16, 9)
+
+
+def test_asked_to_stop_a_run_saves_and_leaves_nobody_behind(tmp_path: Path) -> None:
+    pytest.importorskip("dm_control")
+    (tmp_path / "agent.yaml").write_text(AGENT.replace("actors=0", "actors=2"))
+    command = [sys.executable, "-m", "planform", "train", str(tmp_path / "agent.yaml"), "--out", str(tmp_path / "run"),
+               "--steps", "1000000", "--set", "train.evaluate.every=100000"]  # fmt: skip
+    # A session of its own: Ctrl-C goes to all processes of a terminal, the actors among them.
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("step"):
+            break
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(60) == 130
+    assert (tmp_path / "run" / "replay.npz").is_file()
+    with pytest.raises(ProcessLookupError):
+        for _ in range(100):  # what Python itself keeps for its processes ends a moment later
+            os.killpg(process.pid, 0)
+            time.sleep(0.1)
 
 
 def test_the_learner_says_how_much_there_was_to_learn(tmp_path: Path) -> None:
