@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from .actor import Play
     from .source import ReplayData
 
-SEEN = "replay.npz"
-"""In a run's folder: what its actors saw."""
+SEEN = "replay{}.npz"
+"""In a run's folder: what its actors saw; those of further processes of the run have a number."""
 
 
 def play_of(program: Program) -> Play:
@@ -37,5 +37,5 @@ def open_replay(program: Program, share: Share, folder: Path) -> ReplayData:
     a = program.data.arguments
     return ReplayData(
         play_of(program), program.data.fields, share, program.seed, actors=a["actors"], capacity=a["capacity"],
-        ratio=a["ratio"], first=a["first"], exponent=a["priority"], file=folder / SEEN,
+        ratio=a["ratio"], first=a["first"], exponent=a["priority"], file=folder / SEEN.format(share.process or ""),
     )  # fmt: skip

@@ -16,6 +16,9 @@ from .transitions import Arrays
 
 Weights = Mapping[str, np.ndarray]
 
+PATIENCE = 10.0
+"""Seconds that an actor has to end."""
+
 
 class Crew:
     """Starts `count` actors at once.
@@ -40,24 +43,20 @@ class Crew:
         self._play, self._seed = play, seed
         self._take, self._newest, self._failed = take, newest, failed
         self._closing = False
-        self._connections: dict[int, Connection] = {}
         self._processes: dict[int, Any] = {}
         self._threads = [threading.Thread(target=self._keep, args=(i,), daemon=True) for i in range(count)]
         for t in self._threads:
             t.start()
 
     def close(self) -> None:
-        """Ends all actors and waits for them."""
+        """Ends all actors, once nothing is taken any more, and waits for them."""
         self._closing = True
-        for connection in list(self._connections.values()):
-            connection.close()
-        for process in list(self._processes.values()):
-            process.join(timeout=5)
-            if process.is_alive():
+        for t in self._threads:
+            t.join(timeout=PATIENCE)
+        for process in self._processes.values():
+            if process.is_alive():  # it hangs
                 process.kill()
                 process.join()
-        for t in self._threads:
-            t.join(timeout=5)
 
     def _keep(self, index: int) -> None:
         """Keeps one actor alive until the crew is closed."""
@@ -65,13 +64,14 @@ class Crew:
         for life in range(sys.maxsize):
             mine, theirs = context.Pipe()
             process = context.Process(target=act, args=(theirs, self._play, (*self._seed, index, life)), daemon=True)
-            self._connections[index], self._processes[index] = mine, process
             process.start()
+            self._processes[index] = process
             theirs.close()
-            chunks = self._answer(mine)
+            with mine:
+                chunks = self._answer(mine)
+            process.join()
             if self._closing:
                 return
-            process.join()
             if not chunks:
                 self._failed(f"actor {index} ended with exit code {process.exitcode} before it had played")
                 return
@@ -90,5 +90,5 @@ class Crew:
                 newest = self._newest()
                 actor.send(newest if newest is not known else None)
                 known = newest
-        except (EOFError, OSError):  # it ended, or the connection was closed here
+        except (EOFError, OSError):  # it ended
             return chunks
