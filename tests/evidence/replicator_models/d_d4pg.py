@@ -12,8 +12,21 @@ from planform.spec import load
 from tests.benchmarks.d4pg import actors, learner
 from tests.benchmarks.ratios import judged
 from tests.evidence import row
+from tests.models.d4pg_run import measured
 
 SECONDS = 60
+
+
+@row(
+    "replicator_models",
+    "d4pg_trajectories",
+    "the learner by hand with rlax, one device and eight, from states and from pictures: ends of equal runs apart by "
+    "less than 1e-3 of how far they went",
+    2,
+)
+def trajectories() -> tuple[Any, bool]:
+    found = measured()
+    return {name: f"{value:.1e}" for name, value in found.items()}, max(found.values()) < 1e-3
 
 
 @row(
