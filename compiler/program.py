@@ -10,8 +10,9 @@ from typing import Any
 
 from planform.spec import Diagnostic, Section, Span, Spec, SpecError, TensorDecl, ast, did_you_mean, output_names
 
-from .elaborate import PRIORITY, Elaborator, Env, Inner, elaborate, elaborate_loss
-from .ir import Graph, Input, Parameter
+from .agents import check_fields, check_priority, policy
+from .elaborate import Elaborator, Env, Inner, elaborate, elaborate_loss
+from .ir import Graph, Parameter
 from .parameters import layers
 from .recipes import OPTIMIZERS, SOURCES, Recipe, read
 from .size import symbol
@@ -22,7 +23,6 @@ _EXAMPLES = {
     "loss": "loss: cross_entropy(lm(tokens).logits, next(tokens))",
     "optimizer": "optimizer: adamw(warmup_cosine(3e-4, warmup=100), clip=1.0)",
 }
-REPLAY = ("observation", "action", "reward", "discount", "next_observation", "weight")
 
 
 @dataclass(frozen=True)
@@ -134,9 +134,9 @@ def program(spec: Spec) -> Program:
         checkpoint_every=checkpoint.get("every", 100),
         keep=checkpoint.get("keep", 2),
         precision=dict(spec.precision.values) if spec.precision else {},
-        policy=_policy(spec, data, copied) if "policy" in data.arguments else None,
+        policy=policy(spec, data, copied) if "policy" in data.arguments else None,
     )
-    _check_priority(made, train)
+    check_priority(made, train)
     if made.batch % made.accumulate:
         raise SpecError(
             Diagnostic(
@@ -147,40 +147,6 @@ def program(spec: Spec) -> Program:
             )
         )
     return made
-
-
-def _policy(spec: Spec, data: Recipe, copied: Mapping[str, str]) -> Graph:
-    """The graph that acts, or the slow copy of one. Raises: SpecError unless it goes from observations to actions."""
-    name, (observation, action, *_) = data.arguments["policy"], data.fields
-    known = [*spec.graphs, *copied]
-    if name not in known:
-        help = did_you_mean(name, known) or "one of " + ", ".join(known)
-        raise SpecError(Diagnostic("PF0502", f"no graph `{name}` to act with", data.span, help=help))
-    found = elaborate(spec, copied.get(name, name), name if name in copied else None)
-    taken = [v.name for v in found.of_kind(Input) if v.default is None]
-    if taken != [observation] or action not in found.outputs:
-        message = f"`{name}` doesn't act: it takes {', '.join(taken)} and gives {', '.join(found.outputs)}"
-        help = f"a policy takes `{observation}` alone and gives `{action}`, as the fields of `{data.name}` are called"
-        raise SpecError(Diagnostic("PF0502", message, data.span, help=help))
-    return found
-
-
-def _check_priority(made: Program, train: Section) -> None:
-    """Raises: SpecError where the data want a priority that no update gives, or one is given to nobody."""
-    giving = [u for u in made.updates if PRIORITY in u.loss.outputs]
-    if not made.data.arguments.get("priority"):
-        if giving:
-            place = f"updates.{giving[0].name}.priority" if f"updates.{giving[0].name}" in train.spans else "priority"
-            raise SpecError(Diagnostic("PF0517", f"`{made.data.name}` doesn't draw by priority here",
-                                       train.spans[place], help="replay(.., weight, priority=0.6)"))  # fmt: skip
-        return
-    if len(giving) != 1:
-        gives = f"{len(giving)} updates give" if giving else "no update gives"
-        message = f"`{made.data.name}` draws by a priority, and {gives} one"
-        raise SpecError(Diagnostic("PF0517", message, made.data.span, help="`priority: error` beside one loss"))
-    if made.accumulate > 1 or not made.simultaneous and (len(made.updates) > 1 or giving[0].repeat > 1):
-        message = "a step of a program with a priority takes one batch, as a whole"
-        raise SpecError(Diagnostic("PF0517", message, made.data.span, help="`simultaneous: true`, no `accumulate`"))
 
 
 def _value(e: Elaborator, expr: ast.Expr) -> Any:
@@ -296,11 +262,7 @@ def _fields(spec: Spec, data: Recipe) -> dict[str, TensorType]:
     found: dict[str, TensorType] = {}
     signature = SOURCES[data.name]
     if data.name == "replay":
-        wanted = REPLAY[: 6 if data.arguments["priority"] else 5]
-        if len(data.fields) != len(wanted):
-            help = f"replay({', '.join(wanted)}, ..): names of these, in this order"
-            message = f"`replay` gives {len(wanted)} fields here, {len(data.fields)} are named"
-            raise SpecError(Diagnostic("PF0502", message, data.span, help=help))
+        check_fields(data)
     specs = [spec, *(u.spec for u in spec.uses.values())]
     for i, name in enumerate(data.fields):
         if dtype := signature.types.get(i):

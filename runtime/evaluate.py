@@ -82,9 +82,9 @@ def measure(
             found.append(update.measure(parameters, placed, others, number))
         prefix = f"{update.name}/" if len(updates.each) > 1 else ""
         values.update({prefix + n: v for n, v in means(found).items()})
-    if data_measure := getattr(data, "measure", None):
+    if further := getattr(data, "measure", None):
         data.follow(0, lambda names: {n: logical[n] for n in names})
-        values.update(data_measure(count))
+        values.update(further(count))
     if isinstance(data, TextData) and len(updates.each) == 1 and updates.each[0].per_target:
         values["bits_per_byte"] = data.bits_per_byte(values["heldout_loss"])
         values["bigram_bits_per_byte"] = data.bigram_bits_per_byte(count)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from planform.compiler.program import Program
-
 from ..errors import UserError
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # an actor's process loads no compiler
+    from planform.compiler.program import Program
+
     from ..data.source import Share
     from .actor import Play
     from .source import ReplayData
@@ -21,13 +21,13 @@ SEEN = "replay{}.npz"
 def play_of(program: Program) -> Play:
     """How actors play in a program's environment. Raises: UserError where none is named."""
     from .actor import Play
-    from .policy import Policy
+    from .export import policy_of
 
     a, action = program.data.arguments, program.data.fields[1]
     if a["environment"] is None:
         raise UserError("no environment to learn in is named", help="--environment cartpole:balance")
     assert program.policy is not None
-    return Play(a["environment"], Policy.of(program.policy, action), a["n"], a["gamma"], a["noise"], a["repeat"])
+    return Play(a["environment"], policy_of(program.policy, action), a["n"], a["gamma"], a["noise"], a["repeat"])
 
 
 def open_replay(program: Program, share: Share, folder: Path) -> ReplayData:

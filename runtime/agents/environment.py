@@ -9,8 +9,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from planform.spec import did_you_mean
-
 from ..errors import UserError
 
 COLOURS = 3
@@ -123,6 +121,8 @@ def _load(name: str, seed: int, rendered: bool) -> Any:
                         help='pip install "planform[control]"') from error  # fmt: skip
     known = [":".join(pair) for pair in suite.ALL_TASKS]
     if name not in known:
+        from planform.spec import did_you_mean
+
         help = did_you_mean(name, known) or "cartpole:balance, for instance"
         raise UserError(f"there is no environment {name}", help=help)
     return suite.load(*name.split(":"), task_kwargs={"random": seed})

@@ -1,15 +1,14 @@
-"""A graph that acts, without JAX: onnxruntime on one thread; weights are inputs, so that new ones cost nothing."""
+"""A graph that acts, without JAX and the compiler: onnxruntime on one thread, its weights inputs, so that new ones cost
+nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from planform.backends.onnx.session import load, options
-from planform.compiler.ir import Graph, Input, substitute
-from planform.compiler.passes.pipeline import optimise
 
 
 @dataclass(frozen=True)
@@ -17,7 +16,7 @@ class Policy:
     """What a process needs to act.
 
     model        an ONNX model: the observation and every weight are inputs
-    weights      the stored names of these weights, `actor.linear.weight`
+    weights      the logical names of these weights, `actor.linear.weight`
     observation  the input's name; shape and dtype are those of one observation
     action       the output's name; actions how many numbers it has
     """
@@ -29,22 +28,6 @@ class Policy:
     dtype: str
     action: str
     actions: int
-
-    @staticmethod
-    def of(graph: Graph, action: str) -> Policy:
-        """From a graph of one input, [batch, ..], to actions [batch, actions]."""
-        import onnx_ir as ir  # those who only act do without both
-
-        from planform.backends.onnx import lower
-
-        open_ = weights_as_inputs(optimise(replace(graph, outputs={action: graph.outputs[action]}), "onnx", "training"))
-        (seen,) = graph.of_kind(Input)
-        lowered = lower(open_, _nothing)
-        names = tuple(w.path for w in graph.weights)
-        shape = tuple(int(s) for s in seen.type.sizes[1:])  # type: ignore[call-overload]
-        size = int(graph.outputs[action].type.sizes[-1])  # type: ignore[call-overload]
-        model = ir.to_proto(lowered.model).SerializeToString()
-        return Policy(model, names, seen.name, shape, seen.type.dtype, action, size)
 
 
 class Acting:
@@ -74,14 +57,3 @@ class Acting:
         self._session.run_with_iobinding(self._bound)
         action: np.ndarray = self._action[0].copy()
         return action
-
-
-def weights_as_inputs(graph: Graph) -> Graph:
-    """The graph with its weights as plain inputs of the same names."""
-    given = {w: Input(w.path, w.type, w.origin) for w in graph.weights}
-    inputs = tuple(given.get(v, v) for v in graph.inputs)  # type: ignore[call-overload]
-    return replace(substitute(graph, given), inputs=inputs)
-
-
-def _nothing(name: str) -> np.ndarray:
-    raise KeyError(name)

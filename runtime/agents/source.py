@@ -11,13 +11,15 @@ from typing import Any
 
 import numpy as np
 
+from planform.compiler.agents import FIELDS
+
 from ..data.arrays import load_arrays
 from ..data.source import Batch, Share
 from ..errors import UserError
 from .actor import CHUNK, Actor, Play, episodes
 from .crew import Crew, Weights
 from .replay import Pace, Replay
-from .transitions import FIELDS, Arrays
+from .transitions import Arrays
 
 FETCH = 100
 """Steps of the learner after which actors get new weights."""
@@ -57,7 +59,7 @@ class ReplayData:
         file: Path | None = None,
     ) -> None:
         self.play, self.share, self.seed = play, share, seed
-        self._names = dict(zip((*FIELDS, "weight"), fields))
+        self._names = dict(zip(FIELDS, fields))
         self._count, self._file = actors, file
         self._replay = Replay(capacity, exponent)
         self._pace = Pace(ratio, first, max(TOLERANCE * ratio * first, CHUNK * ratio + share.local))

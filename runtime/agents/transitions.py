@@ -6,8 +6,6 @@ import numpy as np
 
 Arrays = dict[str, np.ndarray]
 
-FIELDS = ("observation", "action", "reward", "discount", "next_observation")
-
 
 class Steps:
     """Steps of one episode in the order in which they happen, until they are transitions.

@@ -21,10 +21,12 @@ from scipy.stats import chisquare
 
 from planform.backends.reference import run
 from planform.backends.xla import Policy
+from planform.compiler.elaborate import elaborate
 from planform.compiler.parameters import initial, layers
 from planform.compiler.program import Program, program
 from planform.runtime.agents import open_replay, play_of
 from planform.runtime.agents.environment import Environment
+from planform.runtime.agents.export import policy_of
 from planform.runtime.agents.play import play
 from planform.runtime.agents.policy import Acting
 from planform.runtime.agents.replay import Pace, Replay, SumTree
@@ -193,16 +195,41 @@ def weights_of(p: Program) -> dict[str, np.ndarray]:
     return initial(p.policy.weights, 3)
 
 
-def test_the_policy_in_onnxruntime_is_the_graph() -> None:
-    p = agent()
-    assert p.policy is not None
-    policy = play_of(p).policy
+DEEP = """
+planform: 1
+model: deep
+dims: {d: 8}
+graphs:
+  actor:
+    inputs:
+      seen: float[batch, 3]
+    body: |
+      h = seen >> linear(d, bias=true) >> (id + (layer_norm(bias=true) >> linear(d) >> elu)) ^ 3
+      done = h >> linear(2) >> tanh
+      other = h >> square
+    outputs: [other, done]
+"""
+
+
+@pytest.mark.parametrize("text, action", [(AGENT, "action"), (DEEP, "done")], ids=["d4pg", "of repeated layers"])
+def test_the_policy_in_onnxruntime_is_the_graph(text: str, action: str) -> None:
+    graph = elaborate(load_text(text), "actor")
+    policy = policy_of(graph, action)
+    assert set(policy.weights) == {n for w in graph.weights for n in layers(w.path)}
     acting, rng = Acting(policy), np.random.default_rng(0)
     for seed in (0, 1):  # new weights in the same session
-        weights = {n: w + rng.normal(0, 0.1, w.shape) for n, w in initial(p.policy.weights, seed).items()}
+        weights = {n: w + rng.normal(0, 0.1, w.shape) for n, w in initial(graph.weights, seed).items()}
         acting.load(weights)
-        x = rng.normal(size=5).astype(np.float32)
-        np.testing.assert_allclose(acting(x), run(p.policy, weights, {"observation": x[None]})["action"][0], atol=1e-6)
+        x = rng.normal(size=policy.shape).astype(np.float32)
+        want = run(graph, weights, {policy.observation: x[None]})[action][0]
+        np.testing.assert_allclose(acting(x), want, atol=1e-6)
+
+
+def test_an_actor_s_process_loads_neither_jax_nor_the_compiler() -> None:
+    code = "import sys, planform.runtime.agents.actor\nprint(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    heavy = ("jax", "planform.compiler", "planform.spec", "onnx_ir", "dm_control")
+    assert not [m for m in loaded if m.startswith(heavy)]
 
 
 def test_actions_reach_the_ends_of_their_ranges_and_repeat() -> None:
