@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -11,7 +10,6 @@ import jax.numpy as jnp
 from jax import lax
 
 from planform.compiler.ops import norm as ops
-from planform.compiler.ops.batch_norm import BatchNorm, BatchNormTraining
 
 from ..policy import wide
 from .contract import Call, rule
@@ -52,29 +50,6 @@ def layer_norm(call: Call, x: jax.Array, scale: jax.Array, *bias: jax.Array) -> 
     centred = x - jnp.mean(x, -1, keepdims=True)
     y = centred * lax.rsqrt(jnp.mean(centred * centred, -1, keepdims=True) + call.op.eps) * scale
     return y + bias[0] if bias else y
-
-
-@rule(BatchNorm, floats="wide")
-def batch_norm(call: Call, x: jax.Array, *rest: jax.Array) -> jax.Array:
-    *affine, mean, variance = rest
-    return _affine((x - mean) * lax.rsqrt(variance + call.op.epsilon), affine)
-
-
-@rule(BatchNormTraining, floats="wide")
-def batch_norm_training(call: Call, x: jax.Array, *rest: jax.Array) -> tuple[jax.Array, ...]:
-    *affine, mean, variance = rest
-    rows = x.reshape(call.op.groups, -1, *x.shape[1:])
-    over = tuple(range(1, rows.ndim - 1))
-    m = jnp.mean(rows, over, keepdims=True)
-    v = jnp.mean(jnp.square(rows - m), over, keepdims=True)
-    y = ((rows - m) * lax.rsqrt(v + call.op.epsilon)).reshape(x.shape)
-    new = (jnp.mean(s.reshape(-1, s.shape[-1]), 0) for s in (m, v))
-    after = (old + (1 - call.op.decay) * (now - old) for old, now in zip((mean, variance), new))
-    return (_affine(y, affine), *after)
-
-
-def _affine(y: jax.Array, affine: Sequence[jax.Array]) -> jax.Array:
-    return y * affine[0] + affine[1] if affine else y
 
 
 @rule(ops.Softmax, floats="wide")
