@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 import torch
+from tests.backends.xla_graphs import jit
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from planform.backends.xla import Policy, from_logical, lower, to_logical
@@ -65,6 +66,7 @@ def close(got: Any, want: Any, tolerance: float) -> None:
     np.testing.assert_allclose(got, want, atol=tolerance * float(np.abs(want).max()), rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_transformers_computes(kind: str, tmp_path: Path) -> None:
     model = theirs(kind)
@@ -75,7 +77,7 @@ def test_what_transformers_computes(kind: str, tmp_path: Path) -> None:
 
     graph = elaborate(spec, "classify")
     given = from_logical(parameters.__getitem__, graph, Policy())
-    logits = lower(graph, Policy())(given, {"image": IMAGES})["logits"]
+    logits = jit(lower(graph, Policy()))(given, {"image": IMAGES})["logits"]
     close(logits, backward(model)[0], 1e-5)
 
     # In training: the batch's statistics, which the running ones follow.
@@ -88,7 +90,7 @@ def test_what_transformers_computes(kind: str, tmp_path: Path) -> None:
         found = step({**state, **p}, {"image": IMAGES, "label": LABELS})
         return found["loss"], found
 
-    (value, found), grads = jax.value_and_grad(of, has_aux=True)(trained)
+    (value, found), grads = jit(jax.value_and_grad(of, has_aux=True))(trained)
     model.train()
     _, want, gradients = backward(model)
     assert float(value) == pytest.approx(want, rel=1e-5)
