@@ -43,7 +43,7 @@ def resnet_onnx() -> tuple[Any, bool | str]:
 @row(
     "replicator_models",
     "resnet_8_bits",
-    "a residual network trained on Fashion-MNIST, exported in 8 bits with ranges from 2,048 training images: right on "
+    "a residual network trained on Fashion-MNIST, exported in 8 bits with ranges from 512 training images: right on "
     "no fewer of the test images than half a percent less, both measured in onnxruntime",
     10,
 )
