@@ -21,12 +21,18 @@ from .linear import matmul
 Axes = tuple[Axis, Axis]
 
 
+FEW = 64
+"""Windows on an image up to which a convolution is a product with the cells of each, written out, on CPUs."""
+
+
 @rule(ops.Conv2d)
 def conv2d(call: Call, x: jax.Array, weight: jax.Array, *bias: jax.Array) -> jax.Array:
-    op, axes = call.op, call.op.geometry()
-    cpu = call.policy.platform == "cpu"
-    if cpu and op.groups == 1 and all(a.taps == 1 and a.before == a.after == 0 for a in axes):
-        y = _pointwise(call, _tap(x, axes, (0, 0), call.outputs[0].shape({})[-3:-1]), weight)
+    op, axes, count = call.op, call.op.geometry(), call.outputs[0].shape({})[-3:-1]
+    one = axes[0].taps == axes[1].taps == 1
+    if call.policy.platform == "cpu" and op.groups == 1 and (one or math.prod(count) <= FEW):
+        padded = _padded(x, axes)
+        cells = [_tap(padded, axes, tap, count) for tap in _taps(axes)]
+        y = _product(call, cells[0] if one else jnp.concatenate(cells, -1), weight)
     else:
         y = lax.conv_general_dilated(
             x.reshape(-1, *x.shape[-3:]), weight, [a.stride for a in axes], _pads(axes),
@@ -37,8 +43,8 @@ def conv2d(call: Call, x: jax.Array, weight: jax.Array, *bias: jax.Array) -> jax
     return y + bias[0] if bias else y
 
 
-def _pointwise(call: Call, x: jax.Array, weight: jax.Array) -> jax.Array:
-    """Windows of one cell: a product of matrices, which XLA has a better kernel for on CPUs."""
+def _product(call: Call, x: jax.Array, weight: jax.Array) -> jax.Array:
+    """x [.., height, width, k] times a kernel as one matrix, which XLA has a better way with than with kernels."""
     split = any(call.split(call.inputs[0])[1:-1])  # devices that share an image's cells would take them to each other
     y = matmul(x if split else x.reshape(-1, x.shape[-1]), weight)
     return y.reshape(*x.shape[:-1], -1)
