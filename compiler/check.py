@@ -13,10 +13,10 @@ from .ir import Graph
 from .ops import OPS, load_extensions
 from .parameters import INITS
 from .program import Program, program
-from .recipes import OPTIMIZERS, SCHEDULES, SOURCES
+from .recipes import OPTIMIZERS, SCHEDULES, SOURCES, TARGETS
 from .weights import weights_map
 
-WORDS = ("cycle", "grad", "learned", *INITS, *OPTIMIZERS, *SCHEDULES, *SOURCES)
+WORDS = ("cycle", "grad", "learned", *INITS, *OPTIMIZERS, *SCHEDULES, *TARGETS, *SOURCES)
 """Names that are neither ops nor blocks."""
 
 

@@ -15,18 +15,18 @@ from .ir import Graph, Parameter
 from .parameters import layers
 from .recipes import OPTIMIZERS, SOURCES, Recipe, read
 from .size import symbol
+from .targets import Target, read_targets, target
 from .types import Dim, TensorType
 
 _EXAMPLES = {
     "loss": "loss: cross_entropy(lm(tokens).logits, next(tokens))",
     "optimizer": "optimizer: adamw(warmup_cosine(3e-4, warmup=100), clip=1.0)",
 }
-_LATER = ("targets", "simultaneous")
 
 
 @dataclass(frozen=True)
 class Update:
-    """One step of gradient descent on one loss; `params` are selectors of what it trains (none: all).
+    """Gradient descent on one loss, `repeat` times a step; `params` are selectors of what it trains (none: all).
 
     `heldout` is what is measured on data that isn't trained on: `evaluate.loss`, else the loss, without what acts in
     training only (dropout), and the metrics. `inner` is fitted in both first; `fit` makes graphs of it alone.
@@ -43,10 +43,16 @@ class Update:
 
 @dataclass(frozen=True)
 class Program:
-    """Everything the trainer needs from a spec. Lengths and counts are in examples and steps."""
+    """Everything the trainer needs from a spec. Lengths and counts are in examples and steps.
+
+    Updates come one after another, each on data of its own; `simultaneous` ones all start from the same parameters and
+    get the same data.
+    """
 
     data: Recipe
     updates: tuple[Update, ...]
+    targets: tuple[Target, ...] = ()
+    simultaneous: bool = False
     batch: int = 16
     steps: int = 1000
     accumulate: int = 1
@@ -88,9 +94,6 @@ def program(spec: Spec) -> Program:
                 help="add a `train:` section with data, loss and optimizer",
             )
         )
-    for key in _LATER:
-        if key in train.values:
-            raise SpecError(Diagnostic("PF0510", f"`train.{key}` is not supported yet", train.spans[key]))
     values = train.values
     evaluate_ = Elaborator(spec, "train", None)
     number = lambda e: _value(evaluate_, e)  # noqa: E731
@@ -98,6 +101,8 @@ def program(spec: Spec) -> Program:
         raise SpecError(Diagnostic("PF0500", "`train` has no `data`", train.span, help="data: text(tokens)"))
     data = read(values["data"], SOURCES, "data source", number)
     inputs = _fields(spec, data)
+    copies = read_targets(spec, values.get("targets") or {}, number)
+    copied = {name: how.fields[0] for name, how in copies.items()}
     updates = []
     sections = values.get("updates") or {"train": values}
     evaluate, checkpoint = values.get("evaluate") or {}, values.get("checkpoint") or {}
@@ -111,11 +116,16 @@ def program(spec: Spec) -> Program:
                                    help="`evaluate.loss` says what it is"))  # fmt: skip
     for name, one in sections.items():
         place = f"updates.{name}." if "updates" in values else ""
-        updates.append(_update(spec, train, place, name, one, inputs, number, evaluate))
+        updates.append(_update(spec, train, place, name, one, inputs, number, evaluate, copied))
+    simultaneous = values.get("simultaneous", False)
+    if simultaneous:
+        _check_simultaneous(updates, train)
     given: dict[str, Any] = {k: values[k] for k in ("batch", "steps", "accumulate", "seed") if k in values}
     made = Program(
         data,
         tuple(updates),
+        tuple(target(spec, name, how, [u.loss for u in updates]) for name, how in copies.items()),
+        simultaneous,
         **given,
         evaluate_every=evaluate.get("every", 100),
         evaluate_batches=evaluate.get("batches", 8),
@@ -149,21 +159,18 @@ def _update(
     inputs: dict[str, TensorType],
     number: Any,
     evaluate: Mapping[str, Any],
+    targets: Mapping[str, str],
 ) -> Update:
-    for key in _LATER:
-        if key in one:
-            raise SpecError(
-                Diagnostic("PF0510", f"`train.{place}{key}` is not supported yet", train.spans[place + key])
-            )
     for key in ("loss", "optimizer"):
         if key not in one:
             span = train.spans.get(place.removesuffix("."), train.span)
             raise SpecError(Diagnostic("PF0500", f"`train` has no `{place}{key}`", span, help=_EXAMPLES[key]))
     inner = _inner(train, f"{place}inner", one["inner"]) if "inner" in one else None
     draws = _draws(train, f"{place}sample", one.get("sample") or {}, inputs)
-    loss = elaborate_loss(spec, one["loss"], inputs, name, inner=inner, draws=draws)
+    named: dict[str, Any] = {"inner": inner, "draws": draws, "targets": targets}
+    loss = elaborate_loss(spec, one["loss"], inputs, name, **named)
     measured, metrics = evaluate.get("loss") or one["loss"], evaluate.get("metrics") or {}
-    heldout = elaborate_loss(spec, measured, inputs, name, training=False, inner=inner, metrics=metrics, draws=draws)
+    heldout = elaborate_loss(spec, measured, inputs, name, training=False, metrics=metrics, **named)
     trained = [p for p in loss.parameters if not p.frozen]
     _check_measured(heldout, trained, train)
     optimizer = read(one["optimizer"], OPTIMIZERS, "optimizer", number)
@@ -182,6 +189,22 @@ def _update(
     if not trained:
         raise SpecError(Diagnostic("PF0504", "this loss has no parameter of this model to train", one["loss"].span))
     return Update(name, loss, heldout, optimizer, params, one.get("repeat", 1), inner)
+
+
+def _check_simultaneous(updates: Iterable[Update], train: Section) -> None:
+    """Raises: SpecError where simultaneous updates would change the same parameter, or one is repeated."""
+    seen: dict[str, str] = {}
+    for u in updates:
+        if u.repeat > 1:
+            message = f"`{u.name}` can't be repeated in a step of simultaneous updates"
+            raise SpecError(Diagnostic("PF0515", message, train.spans[f"updates.{u.name}.repeat"]))
+        for p in u.loss.parameters:
+            if not p.frozen and (not u.params or any(selects(s, p) for s in u.params)):
+                for name in layers(p.path):
+                    if (other := seen.setdefault(name, u.name)) != u.name:
+                        message = f"`{name}` is trained by `{other}` and by `{u.name}` at once"
+                        raise SpecError(Diagnostic("PF0515", message, train.spans["simultaneous"],
+                                                   help="give each update its own `params`"))  # fmt: skip
 
 
 def _draws(

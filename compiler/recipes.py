@@ -1,4 +1,4 @@
-"""The words of a training program: optimizers, schedules and data sources, with their arguments.
+"""The words of a training program: optimizers, schedules, slow copies and data sources, with their arguments.
 
 The compiler checks their use; the runtime gives them their meaning (optax, grain).
 """
@@ -24,7 +24,7 @@ class Signature:
     doc: str
     arguments: Mapping[str, Any]
     rate: str | None = None
-    fields: bool = False  # leading positional arguments are names of data fields
+    fields: bool = False  # leading positional arguments are names: data fields, or a graph
     labels: int | None = None  # which of them is a class, int[batch]
 
 
@@ -63,13 +63,22 @@ OPTIMIZERS = {
 SCHEDULES = {
     "constant": Signature("The same rate at every step.", {"value": REQUIRED}),
     "warmup_cosine": Signature(
-        "Linear from 0 to the peak in `warmup` steps, then a cosine down to `end` * peak at the last step "
-        "(arXiv:1608.03983); `steps` defaults to the program's.",
-        {"peak": REQUIRED, "warmup": 0, "steps": None, "end": 0.1},
+        "Linear from 0 to the peak in `warmup` steps, `hold` steps there, then a cosine down to `end` * peak at the "
+        "last step (arXiv:1608.03983); `steps` defaults to the program's.",
+        {"peak": REQUIRED, "warmup": 0, "steps": None, "end": 0.1, "hold": 0},
     ),
     "warmup_linear": Signature(
-        "Linear from 0 to the peak in `warmup` steps, then linearly down to `end` * peak at the last step.",
-        {"peak": REQUIRED, "warmup": 0, "steps": None, "end": 0.0},
+        "Linear from 0 to the peak in `warmup` steps, `hold` steps there, then linearly down to `end` * peak at the "
+        "last step.",
+        {"peak": REQUIRED, "warmup": 0, "steps": None, "end": 0.0, "hold": 0},
+    ),
+}
+TARGETS = {
+    "copy": Signature("The graph's weights as they are after every `every`-th step.", {"every": 1}, fields=True),
+    "ema": Signature(
+        "The graph's parameters followed at 1 - `decay`, every `every`-th step; its buffers as they are then.",
+        {"decay": REQUIRED, "every": 1},
+        fields=True,
     ),
 }
 SOURCES = {

@@ -79,13 +79,15 @@ class Named(Block):
 @dataclass(frozen=True, eq=False)
 class OpUse(Block):
     """An op with its attributes, awaiting its input; `tensors` are the tensor arguments by name (blocks
-    among them get the input), `primary` is the parameter that `>>` supplies (None: all are given)."""
+    among them get the input), `primary` is the parameter that `>>` supplies (None: all are given). Of the first tensor
+    that it owns `init` says how it starts, and `weight` is a block that it goes through."""
 
     cls: type[Op]
     attributes: Mapping[str, Any]
     tensors: Mapping[str, Any]
     primary: str | None
     init: Init | None = None
+    weight: Block | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +102,7 @@ class Composite(Block):
 @dataclass(frozen=True, eq=False)
 class GraphUse(Block):
     """A graph as a block: its one input is what comes in, its one output what goes out. `of` is the used
-    spec that it belongs to, None for this one."""
+    spec or the slow copy that it belongs to, None for this model."""
 
     graph: str
     of: str | None = None

@@ -23,7 +23,7 @@ from .data import Batch, DataSource
 from .errors import UserError
 from .mesh import mesh_text
 from .state import State, restore
-from .updates import Layout, OneUpdate, Updates, means
+from .updates import Layout, Updates, means
 from .uses import not_given
 
 Values = dict[str, float]
@@ -89,7 +89,8 @@ class Trainer:
         self.folder = Path(folder) if folder is not None else None
         self.updates = Updates(program, layout)
         self.frozen = self.updates.place_frozen(frozen)
-        self._draws = sum(u.repeat for u in self.updates.each)
+        reading = [u.repeat for u in self.updates.each if u.inputs]
+        self._batches = 1 if program.simultaneous else sum(reading)  # in a step
         self._facts = data.describe()
         self._checkpoints = Checkpoints(self.folder, program.keep) if self.folder else None
         self._saved: int | None = None
@@ -155,7 +156,7 @@ class Trainer:
         clock = _Clock()
         with ExitStack() as stack:
             stop = stack.enter_context(_stopping())
-            batches = self.data.batches(self.state.step * self._draws)
+            batches = self.data.batches(self.state.step * self._batches)
             stack.callback(getattr(batches, "close", lambda: None))
             waiting: tuple[int, dict[str, Any]] | None = None
             while self.state.step < last and not stop.asked(self.state.step):
@@ -183,24 +184,39 @@ class Trainer:
         return Result(self.state.step, dict(self._values), clock.rate, stop.signal, self.program.unit)
 
     def _step(self, batches: Iterator[Batch]) -> dict[str, Any]:
-        """One step of every update, as often as it says, in order; returns metrics that are still being computed."""
-        parameters, optimizers, made = self.state.parameters, dict(self.state.optimizers), {}
-        for update in self.updates.each:
-            for again in range(update.repeat):
-                batch = self._place(update, next(batches))
-                self._size = update.size(batch)
-                number = self.state.step * update.repeat + again + 1
-                parameters, optimizers[update.name], metrics = update.step(
-                    parameters, optimizers[update.name], batch, number, self.frozen
-                )
-            made[update.name] = metrics
-        self.state = State(parameters, optimizers, self.state.step + 1)
+        """One step of the program; returns metrics that are still being computed."""
+        advance = self._at_once if self.program.simultaneous else self._in_turn
+        parameters, optimizers, made = advance(batches)
+        step = self.state.step + 1
+        self.state = State(self.updates.follow(parameters, step), optimizers, step)
         return made
 
-    def _place(self, update: OneUpdate, batch: Batch) -> dict[str, jax.Array]:
-        """This process's part of a batch as global arrays, those that the update reads."""
+    def _in_turn(self, batches: Iterator[Batch]) -> tuple[dict[str, jax.Array], dict[str, Any], dict[str, Any]]:
+        """Every update, as often as it says, in order."""
+        parameters, optimizers, made = self.state.parameters, dict(self.state.optimizers), {}
+        self._size = 0
+        for update in self.updates.each:
+            for again in range(update.repeat):
+                batch = self._place(update.inputs, next(batches) if update.inputs else {})
+                self._size += update.size(batch)
+                number = self.state.step * update.repeat + again + 1
+                parameters, optimizers[update.name], made[update.name] = update.step(
+                    parameters, optimizers[update.name], batch, number, self.frozen
+                )
+        return parameters, optimizers, made
+
+    def _at_once(self, batches: Iterator[Batch]) -> Any:
+        """All updates from the same parameters."""
+        batch = self._place({n: s for u in self.updates.each for n, s in u.inputs.items()}, next(batches))
+        self._size = max(u.size(batch) for u in self.updates.each)
+        return self.updates.together(
+            self.state.parameters, self.state.optimizers, batch, self.state.step + 1, self.frozen
+        )
+
+    def _place(self, inputs: Mapping[str, Any], batch: Batch) -> dict[str, jax.Array]:
+        """This process's part of a batch as global arrays, those of the given names and places."""
         found = {}
-        for name, sharding in update.inputs.items():
+        for name, sharding in inputs.items():
             if name in batch:
                 local = batch[name]
                 shape = (self.program.batch, *local.shape[1:])
@@ -241,7 +257,7 @@ class Trainer:
         totals: dict[str, list[Any]] = {u.name: [] for u in self.updates.each}
         for number, batch in enumerate(self.data.heldout(self.program.evaluate_batches)):
             for update in self.updates.each:
-                placed = self._place(update, batch)
+                placed = self._place(update.inputs, batch)
                 totals[update.name].append(update.measure(self.state.parameters, placed, self.frozen, number))
         values: Values = {}
         for name, made in jax.device_get(totals).items():

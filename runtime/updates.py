@@ -19,11 +19,14 @@ from planform.backends.xla.lower import Lowered
 from planform.backends.xla.policy import DTYPES
 from planform.compiler.analyses.sharding import Rules, spec_for
 from planform.compiler.ir import Graph, Input
+from planform.compiler.parameters import layers
 from planform.compiler.passes.loss_weight import WEIGHT
 from planform.compiler.passes.pipeline import optimise
 from planform.compiler.program import Program, Update
 
 from .optimizer import Mask, Schedule, keep, mask, optimizer, schedule
+from .regroup import view
+from .targets import Slow
 
 Arrays = dict[str, jax.Array]
 
@@ -66,7 +69,7 @@ class Updates:
             replace(u, loss=optimise(u.loss, "xla", "training"), heldout=optimise(u.heldout, "xla", "training"))
             for u in program.updates
         ]
-        for graph in (g for u in updates for g in (u.loss, u.heldout)):
+        for graph in (*(g for u in updates for g in (u.loss, u.heldout)), *(t.graph for t in program.targets)):
             places = shardings(graph, layout.policy, layout.mesh, layout.rules)
             new = {n: s for n, s in storage(graph, layout.policy).items() if s.logical[0] not in covered}
             self.storage.update({n: s for n, s in new.items() if not s.frozen})
@@ -74,11 +77,42 @@ class Updates:
             self.shardings.update({n: places[n] for n in new})
             self._owner.update(dict.fromkeys(new, graph))
             covered.update(name for s in new.values() for name in s.logical)
-        self.each = tuple(OneUpdate(u, program, layout, self.storage, self.frozen, self.shardings) for u in updates)
+        self.each = tuple(
+            OneUpdate(u, place, program, layout, self.storage, self.frozen, self.shardings)
+            for place, u in enumerate(updates)
+        )
+        self._slow = tuple(Slow(t, self.storage, self.shardings) for t in program.targets)
+        stays = (
+            {n: self.shardings[n] for n in self.storage},
+            {u.name: u.state for u in self.each},
+            NamedSharding(layout.mesh, PartitionSpec()),
+        )
+        self.together = jax.jit(self._together, donate_argnums=(0, 1), out_shardings=stays)
 
     def initialise(self, seed: int) -> Arrays:
         """First values of what a run changes."""
-        return self._made(self.storage, lambda graph, *rest: initialise(graph, self.layout.policy, seed, *rest))
+        made = self._made(self.storage, lambda graph, *rest: initialise(graph, self.layout.policy, seed, *rest))
+        for slow in self._slow:
+            made |= slow.begin(made)
+        return made
+
+    def follow(self, parameters: Arrays, step: int) -> Arrays:
+        """The parameters after a step, with slow copies where they are now."""
+        for slow in self._slow:
+            if step % slow.every == 0:
+                parameters = {**parameters, **slow.step(parameters)}
+        return parameters
+
+    def _together(
+        self, parameters: Arrays, states: Mapping[str, Any], batch: Arrays, number: Any, frozen: Arrays
+    ) -> tuple[Arrays, dict[str, Any], dict[str, Arrays]]:
+        """One step of all updates from the same parameters. Buffers go from one to the next."""
+        changed, after, metrics = dict[str, jax.Array](), {}, {}
+        for u in self.each:
+            before = {**parameters, **{n: a for n, a in changed.items() if self.storage[n].buffer}}
+            made, after[u.name], metrics[u.name] = u.change(before, states[u.name], batch, number, frozen)
+            changed |= made
+        return {**parameters, **changed}, after, metrics
 
     def place(self, get: Callable[[str], np.ndarray]) -> Arrays:
         """What a run changes, from a function that gives each logical parameter."""
@@ -110,6 +144,7 @@ class OneUpdate:
     def __init__(
         self,
         update: Update,
+        place: int,
         program: Program,
         layout: Layout,
         own: Mapping[str, Stored],
@@ -119,7 +154,8 @@ class OneUpdate:
         self.name, self.graph = update.name, update.loss
         self.repeat = update.repeat
         self._accumulate = program.accumulate
-        self._seed = program.seed
+        self._seed, self._draw = program.seed, (len(program.updates), place)
+        self._sizes = {"batch": program.batch // program.accumulate}
         self._stored = {**own, **frozen}
         self._layout = layout
         self.per_target = WEIGHT in update.heldout.outputs
@@ -127,37 +163,45 @@ class OneUpdate:
         mine = storage(update.loss, layout.policy)
         used = {name for s in mine.values() for name in s.logical}
         here = {n: s for n, s in own.items() if used.intersection(s.logical)}
-        self._buffers = {n: s for n, s in here.items() if s.buffer}
-        self._made = {n: s for n, s in mine.items() if s.buffer and not s.frozen}  # the same, as the loss groups layers
+        moved = {name for b in update.loss.buffers if b.path in update.loss.outputs for name in layers(b.path)}
+        self._buffers = {n: s for n, s in here.items() if moved.issuperset(s.logical)}
+        self._made = {n: s for n, s in mine.items() if moved.issuperset(s.logical)}  # the same, as the loss groups them
         masks = {n: mask(update.params, s) for n, s in here.items() if not s.buffer}
         self.trained: dict[str, Mask] = {n: m for n, m in masks.items() if m is not False}
         updates = program.steps * update.repeat
         self.transformation = optimizer(update.optimizer, own, self.trained, updates)
         self._rate: Schedule = schedule(update.optimizer.arguments["learning_rate"], updates)
-        self.inputs = layout.inputs(update.loss) | layout.inputs(update.heldout)
+        inputs = layout.inputs(update.loss) | layout.inputs(update.heldout)
+        self.inputs = {n: s for n, s in inputs.items() if n in program.data.fields}
         self._dtype = DTYPES[layout.policy.wide]
         whole = NamedSharding(layout.mesh, PartitionSpec())
         first = {n: jax.ShapeDtypeStruct(own[n].type.shape({}), DTYPES[layout.policy.stored]) for n in self.trained}
         shapes = jax.eval_shape(self.transformation.init, first)
         # What the optimizer keeps for a parameter lives where the parameter does.
-        state = jax.tree_util.tree_map_with_path(lambda path, _: places.get(_last(path), whole), shapes)
-        self.initial = jax.jit(self.transformation.init, out_shardings=state)
-        stays = ({n: places[n] for n in own}, state, whole)
+        self.state = jax.tree_util.tree_map_with_path(lambda path, _: places.get(_last(path), whole), shapes)
+        self.initial = jax.jit(self.transformation.init, out_shardings=self.state)
+        stays = ({n: places[n] for n in own}, self.state, whole)
         self.step = jax.jit(self._step, donate_argnums=(0, 1), out_shardings=stays)
         self.measure = jax.jit(self._measure, out_shardings=whole)
 
     def size(self, batch: Mapping[str, Any]) -> int:
-        """How much a batch is: tokens, where the graph has a sequence axis, else examples."""
+        """How much a batch is: tokens, where the graph has a sequence axis, else examples; 0 where all is drawn."""
         for v in self.graph.of_kind(Input):
             if v.name in batch and self.graph.stream in v.type.names:
                 return math.prod(batch[v.name].shape[: v.type.axis(self.graph.stream) + 1])
-        return next(len(a) for a in batch.values())
+        return next((len(a) for a in batch.values()), 0)
 
-    def _step(
+    def _step(self, parameters: Arrays, *rest: Any) -> tuple[Arrays, Any, Arrays]:
+        changed, state, metrics = self.change(parameters, *rest)
+        return {**parameters, **changed}, state, metrics
+
+    def change(
         self, parameters: Arrays, state: Any, batch: Arrays, number: Any, frozen: Arrays
     ) -> tuple[Arrays, Any, Arrays]:
+        """`step`, but of the parameters only those that it changes."""
         trained, buffers = ({n: parameters[n] for n in which} for which in (self.trained, self._buffers))
-        key = jax.random.fold_in(jax.random.key(self._seed), number)
+        many, place = self._draw  # so that no two updates draw the same
+        key = jax.random.fold_in(jax.random.key(self._seed), number * many + place)
 
         def loss(trained: Arrays, buffers: Arrays, part: Arrays, key: jax.Array) -> tuple[jax.Array, Any]:
             out = self._run({**frozen, **parameters, **trained, **buffers}, part, key)
@@ -169,10 +213,10 @@ class OneUpdate:
         )
         gradients = keep(gradients, self.trained)
         changes, state = self.transformation.update(gradients, state, trained)
-        parameters = {**parameters, **optax.apply_updates(trained, changes), **buffers}  # type: ignore[dict-item]
+        changed = {**optax.apply_updates(trained, changes), **buffers}  # type: ignore[dict-item]
         norm = optax.tree.norm(gradients)
         rate = self._rate(number)
-        return parameters, state, {"loss": value, "weight": weight, "gradient_norm": norm, "learning_rate": rate}
+        return changed, state, {"loss": value, "weight": weight, "gradient_norm": norm, "learning_rate": rate}
 
     def _measure(self, parameters: Arrays, batch: Arrays, frozen: Arrays, number: Any = 0) -> tuple[Arrays, jax.Array]:
         key = jax.random.fold_in(jax.random.key(HELDOUT), number)
@@ -192,7 +236,8 @@ class OneUpdate:
     def _runner(self, graph: Graph) -> Lowered:
         """The graph as a function of parameters as they are stored."""
         layout, stored, own = self._layout, self._stored, storage(graph, self._layout.policy)
-        f = lower(graph, layout.policy, layout.mesh if layout.mesh.size > 1 else None, layout.rules)
+        mesh = layout.mesh if layout.mesh.size > 1 else None
+        f = lower(graph, layout.policy, mesh, layout.rules, self._sizes)
         return lambda parameters, batch, key: f(view(parameters, stored, own), batch, None, key)
 
     def _weight(self, out: Arrays) -> jax.Array:
@@ -214,24 +259,6 @@ def means(measured: Sequence[tuple[Mapping[str, Any], Any]]) -> dict[str, float]
 
 def _last(path: tuple[Any, ...]) -> Any:
     return getattr(path[-1], "key", None) if path else None
-
-
-def view(parameters: Arrays, stored: Mapping[str, Stored], want: Mapping[str, Stored]) -> Arrays:
-    """The parameters as a graph wants them that groups its layers in another way than they are stored."""
-    at = {logical: (name, i) for name, s in stored.items() for i, logical in enumerate(s.logical)}
-
-    def layer(logical: str) -> jax.Array:
-        name, i = at[logical]
-        array = parameters[name]
-        own = array.shape[stored[name].stacked :]
-        return array.reshape(-1, *own)[i]
-
-    def array(name: str, s: Stored) -> jax.Array:
-        if name in parameters:
-            return parameters[name]
-        return jnp.stack([layer(n) for n in s.logical]).reshape(s.type.shape({}))
-
-    return {name: array(name, s) for name, s in want.items()}
 
 
 def _accumulated(

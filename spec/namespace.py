@@ -45,6 +45,8 @@ def check_namespace(spec: Spec, found: Diagnostics) -> None:
         define(graph.name, "a graph", graph.span, everywhere)
     for used in spec.uses.values():
         define(used.name, "a used spec", used.span, everywhere)
+    for name in (spec.train.values.get("targets") or {}) if spec.train else ():
+        define(name, "a slow copy", spec.train.spans[f"targets.{name}"], everywhere)  # type: ignore[union-attr]
     for graph in spec.graphs.values():
         scope: dict[str, tuple[str, Span]] = {}
         for name in graph.inputs:

@@ -27,7 +27,9 @@ from .rules.attention import angles
 Lowered = Callable[..., dict[str, jax.Array]]
 
 
-def lower(graph: Graph, policy: Policy, mesh: Mesh | None = None, rules: Any = ()) -> Lowered:
+def lower(
+    graph: Graph, policy: Policy, mesh: Mesh | None = None, rules: Any = (), sizes: Mapping[str, int] | None = None
+) -> Lowered:
     """The graph as f(params, inputs, states=None, rng=None) -> outputs: pure, and for `jax.jit` and `jax.grad`.
 
     params   stored arrays by name, as `storage(graph, policy)` lists them; of a training graph the outputs hold the
@@ -36,6 +38,7 @@ def lower(graph: Graph, policy: Policy, mesh: Mesh | None = None, rules: Any = (
     states   stored arrays by name, as `initial_states` makes them; the outputs hold their successors
     rng      a key, where the graph draws random numbers
     rules    (dim name, mesh axes) pairs: values with such dims are kept split over the mesh
+    sizes    of symbols that no input tells, where all of them are drawn
     Raises: ValueError for arrays that don't fit, KeyError for one that is missing.
     """
     bound: dict[tuple[tuple[str, int], ...], Graph] = {}
@@ -49,7 +52,7 @@ def lower(graph: Graph, policy: Policy, mesh: Mesh | None = None, rules: Any = (
     ) -> dict[str, jax.Array]:
         if policy.compute == "f64" and not jax.config.read("jax_enable_x64"):
             raise ValueError("compute f64 needs jax_enable_x64")
-        env = tuple(sorted(_sizes(graph, inputs, states or {}, policy).items()))
+        env = tuple(sorted({**(sizes or {}), **_sizes(graph, inputs, states or {}, policy)}.items()))
         if env not in bound:
             bound[env] = bind(graph, dict(env))
         run = _Run(bound[env], Plan.of(bound[env], policy), policy, mesh, ordered, dict(env), {})

@@ -8,7 +8,7 @@ region. Mistakes become diagnostics with the place, the path of blocks and the s
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from types import MappingProxyType
 
@@ -27,12 +27,13 @@ __all__ = ["AFTER", "NOW", "Elaborator", "Env", "Inner", "Sampler", "elaborate",
            "sampler", "stream_of"]  # fmt: skip
 
 
-def elaborate(spec: Spec, graph: str | None = None) -> Graph:
-    """The IR of one graph of a spec (the only one, if none is named). Raises: SpecError."""
+def elaborate(spec: Spec, graph: str | None = None, target: str | None = None) -> Graph:
+    """The IR of one graph of a spec (the only one, if none is named), or of its slow copy, by the name that this has in
+    the training program. Raises: SpecError."""
     g = _choose(spec, graph)
-    e = Elaborator(spec, g.name, stream_of(g, spec))
+    e = Elaborator(spec, target or g.name, stream_of(g, spec))
     load_extensions()
-    with _bounded(g.span):
+    with _bounded(g.span), e.copied(target) if target else nullcontext():
         inputs = {n: e.builder.add(Input(n, e.declared(d), Origin(n, str(d.span)))) for n, d in g.inputs.items()}
         outputs = e.run_graph(g.name, list(inputs.values()), g.span)
     return e.builder.finish(outputs.values)
@@ -47,6 +48,7 @@ def elaborate_loss(
     inner: Inner | None = None,
     metrics: Mapping[str, ast.Body] = MappingProxyType({}),
     draws: Mapping[str, TensorDecl] = MappingProxyType({}),
+    targets: Mapping[str, str] = MappingProxyType({}),
 ) -> Graph:
     """The IR of a loss expression over graphs, those of used specs too, and data tensors; its output is `loss`, a
     scalar. The parameters of a used spec are frozen, under paths that begin with its name.
@@ -54,7 +56,7 @@ def elaborate_loss(
     In training form dropout draws and acts, and what keeps buffers changes them: their last values are further outputs,
     by path. Otherwise dropout is the identity and buffers are constants, as for held-out data. An inner loop
     comes first: its variable means the fitted value. Metrics are further scalars, by name; draws are random numbers
-    that all of these may name.
+    that all of these may name; targets name slow copies and the graphs that they are of.
 
     Raises: SpecError.
     """
@@ -62,11 +64,12 @@ def elaborate_loss(
     load_extensions()
     with _bounded(loss.span):
         _give(e, inputs)
+        e.targets = targets
         add_draws(e, draws)
         if inner is not None:
             e.own[inner.variable] = fit(e, inner)
         outputs = {key: _scalar(e, body, key) for key, body in {"loss": loss, **metrics}.items()}
-    return e.builder.finish({**outputs, **e.successors()})
+    return e.builder.finish({**outputs, **e.regions[0].successors})
 
 
 def elaborate_fit(

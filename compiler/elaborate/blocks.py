@@ -21,6 +21,7 @@ from planform.spec import (
 
 from ..binding import BindError, bind
 from ..ir import Argument, Buffer, Builder, Origin, Value, free_values, substitute
+from ..ops.contract import Op
 from ..ops.control import Repeat
 from ..ops.elementwise import Neg, number
 from ..parameters import slice_text
@@ -159,31 +160,48 @@ class Elaborator(Expressions):
         with self.inside(element, name):
             if cls.trains_only and not self.training and inputs:
                 return inputs[0]
-            try:
-                declared = op.parameters(*(v.type for v in inputs))
-            except TypeMismatch as e:
-                raise self.error(e.code, str(e), use.span, e.label, e.help) from None
-            for i, (key, decl) in enumerate(declared.items()):
-                if use.init is not None and i == 0:
-                    decl = replace(decl, init=use.init)
-                inputs.append(self.parameter(key, decl, use.span))
-            buffers = op.buffers(*(v.type for v in inputs))
-            if buffers and self.kept:
-                message = f"`{cls.name}` keeps what it sees from step to step, so it can't stand in an inner loop"
-                raise self.error("PF0512", message, use.span)
-            inputs += [self.parameter(key, decl, use.span, Buffer) for key, decl in buffers.items()]
+            changing = self.owned(op, use, inputs)
             inputs += self.implicit(op, inputs, use.span)
-            if use.init is not None and not declared:
-                raise self.error("PF0302", f"`{cls.name}` has no parameters to initialise", use.span)
             try:
-                if not (buffers and self.training):
-                    return self.emit(op, *inputs, span=use.span)
-                result, *after = self.emit(op.training(), *inputs, span=use.span)
+                made = self.emit(op.training() if changing else op, *inputs, span=use.span)
             except SpecError as e:
                 raise self.with_sizes(e, use) from None
-            for key, value in zip(buffers, after, strict=True):
-                self.update(key, value)
-            return result
+            if not changing:
+                return made
+            for path, value in zip(changing, made[1:], strict=True):
+                self.once |= {path} if op.once else set()
+                self.update(path, value)
+            return made[0]
+
+    def owned(self, op: Op, use: OpUse, inputs: list[Value]) -> list[str]:
+        """Adds what a use of an op owns to its inputs. Returns the paths of the buffers that it changes here."""
+        try:
+            types = [v.type for v in inputs]
+            declared, buffers = op.parameters(*types), op.buffers(*types)
+        except TypeMismatch as e:
+            raise self.error(e.code, str(e), use.span, e.label, e.help) from None
+        if (use.init or use.weight) and not declared:
+            raise self.error("PF0302", f"`{op.name}` has no parameters of its own", use.span)
+        for i, (key, decl) in enumerate(declared.items()):
+            if use.init is not None and i == 0:
+                decl = replace(decl, init=use.init)
+            weight = self.parameter(key, decl, use.span)
+            inputs.append(self.through(use.weight, weight) if use.weight and i == 0 else weight)
+        inputs += [self.parameter(key, decl, use.span, Buffer) for key, decl in buffers.items()]
+        if not self.training:
+            return []
+        if buffers and any(r.fits for r in self.regions):
+            message = f"`{op.name}` changes what it keeps when it is evaluated, so it can't stand in an inner loop"
+            raise self.error("PF0512", message, use.span)
+        return [".".join([*self.path, key]) for key in buffers]
+
+    def through(self, block: Block, weight: Value) -> Value:
+        """A parameter as its op gets it: what a block makes of it. Raises: SpecError where that has another type."""
+        made = self.apply(block, weight)
+        if made.type != weight.type:
+            message = f"what `weight=` names must give what it takes: {weight.type} in, {made.type} out"
+            raise self.error("PF0332", message, block.span)
+        return made
 
     def with_sizes(self, e: SpecError, use: OpUse) -> SpecError:
         """Adds the sizes of the dims that went into the op, and where they were set."""
@@ -271,9 +289,9 @@ class Elaborator(Expressions):
         finally:
             self.regions.pop()
         self.same_type(block, x, y)
-        now = region.parameters
-        changed = [*region.carries, *(path for path, (_, inside) in region.stacks.items() if now[path] is not inside)]
-        graph = builder.finish({"x": y, **{path: now[path] for path in changed}})
+        changed = {path: region.successors.get(path, region.parameters[path]) for path in region.carries}
+        changed |= {path: v for path, v in region.successors.items() if path in region.stacks}
+        graph = builder.finish({"x": y, **changed})
         captured = free_values(graph)
         inner = [builder.add(Argument(v.name, v.type, v.origin)) for v in captured]
         taken = [(x, carry), *region.carries.values(), *region.stacks.values(), *zip(captured, inner)]
@@ -282,7 +300,8 @@ class Elaborator(Expressions):
         path = ".".join([*self.path, elements[0].partition("[")[0]])
         self.builder.origin = Origin(path, str(block.span))
         result, *after = self.builder.emit(op, *(o for o, _ in taken), region=graph)
-        self.regions[-1].parameters.update(zip(changed, after, strict=True))
+        for path, value in zip(changed, after, strict=True):
+            self.update(path, value)
         return result
 
     def same_type(self, block: Repeated, x: Value, y: Value) -> None:
@@ -294,7 +313,7 @@ class Elaborator(Expressions):
     # ---- graphs ----
 
     def call_graph(self, expr: ast.Call, use: GraphUse, positional: list[Any], keywords: dict[str, Any]) -> Outputs:
-        g = (self.spec.uses[use.of].spec if use.of else self.spec).graphs[use.graph]
+        g = (self.spec.uses[use.of].spec if use.of in self.spec.uses else self.spec).graphs[use.graph]
         names = list(g.inputs)
         if len(positional) > len(names):
             raise self.error(
@@ -327,6 +346,9 @@ class Elaborator(Expressions):
     def run(self, use: GraphUse, inputs: Sequence[Value | None], span: Span) -> Outputs:
         if use.of is None:
             return self.run_graph(use.graph, inputs, span)
+        if use.of in self.targets:
+            with self.copied(use.of):
+                return self.run_graph(use.graph, inputs, span)
         used = self.spec.uses[use.of]
         with self.within(used):
             self.stream = stream_of(used.spec.graphs[use.graph], used.spec)

@@ -20,7 +20,7 @@ from planform.spec import (
     dim_values,
 )
 
-from ..ir import Argument, Buffer, Builder, Input, Origin, Parameter, Value, Weight, stacked_dim
+from ..ir import Argument, Buffer, Builder, Init, Input, Origin, Parameter, Value, Weight, stacked_dim
 from ..ops.contract import Op, ParameterDecl
 from ..ops.sequence import Iota
 from ..types import Dim, TensorType, TypeMismatch
@@ -54,13 +54,15 @@ class Frame:
 @dataclass
 class Region:
     """A graph under construction and, inside a repetition, the weights that its region takes, by path: stacks, and
-    buffers that every run hands on, each (outside, inside)."""
+    buffers that every run hands on, each (outside, inside). `successors` are the buffers' new values."""
 
     builder: Builder
     count: int = 1
+    fits: bool = False  # it is the body of an inner loop
     stacks: dict[str, tuple[Value, Value]] = field(default_factory=dict)
     carries: dict[str, tuple[Value, Value]] = field(default_factory=dict)
-    parameters: dict[str, Value] = field(default_factory=dict)  # by path; buffers as they are by now
+    successors: dict[str, Value] = field(default_factory=dict)
+    parameters: dict[str, Value] = field(default_factory=dict)  # by path; buffers as the next evaluation takes them
     implicit: dict[tuple[str, tuple[Dim, ...]], Input] = field(default_factory=dict)
 
 
@@ -91,7 +93,10 @@ class Context:
         self.own: dict[str, Any] = {}  # inputs that expressions of a training program may name
         self.kept: str | None = None  # the dim that reductions of an inner loss keep
         self.others: Mapping[str, Used] = {}  # specs that a training program may call
-        self.prefix: list[str] = []  # the name of the used spec whose graph is being elaborated
+        self.targets: Mapping[str, str] = {}  # slow copies of graphs that it may call, by name
+        self.prefix: list[str] = []  # the name of the used spec or slow copy whose graph is being elaborated
+        self.slow = False  # whether that is a slow copy
+        self.once: set[str] = set()  # paths of buffers that a loss changes once
 
     @contextmanager
     def within(self, used: Used) -> Iterator[None]:
@@ -108,6 +113,16 @@ class Context:
         finally:
             self.__dict__.update(kept)
             self.__dict__.pop("symbols", None)
+
+    @contextmanager
+    def copied(self, target: str) -> Iterator[None]:
+        """Works in a slow copy of this spec's graphs: it is at rest, and its weights are buffers of its own."""
+        kept = self.training, self.prefix, self.slow
+        self.training, self.prefix, self.slow = False, [target], True
+        try:
+            yield
+        finally:
+            self.training, self.prefix, self.slow = kept
 
     # ---- places and errors ----
 
@@ -200,22 +215,23 @@ class Context:
                 t = TensorType(decl.dtype, (*lead, *decl.dims))
             except TypeMismatch as e:
                 raise self.error(e.code, f"`{key}`: {e}", span, e.label, e.help) from None
-            p = kind(
-                self.hint(key), t, self.here(path, span), path=path, init=decl.init, stacked=len(lead),
-                frozen=bool(self.prefix),
-            )  # fmt: skip
-            self.regions[0].parameters[path] = self.regions[0].builder.add(p)
+            self.add_weight(kind, self.hint(key), t, path, self.here(path, span), decl.init, len(lead))
         return self.slice_of(path, key, span, changes=kind is Buffer and self.training)
 
-    def update(self, key: str, value: Value) -> None:
-        """From here on the buffer `key` at the current path has this value."""
-        self.regions[-1].parameters[".".join([*self.path, key])] = value
+    def add_weight(
+        self, kind: type[Weight], name: str, t: TensorType, path: str, origin: Origin, init: Init, stacked: int = 0
+    ) -> None:
+        """Declares a weight of this model, or as a frozen one of a used spec, or as a buffer of a slow copy."""
+        if self.slow:
+            kind = Buffer
+        made = kind(name, t, origin, path, init, stacked, frozen=bool(self.prefix) and not self.slow)
+        self.regions[0].parameters[path] = self.regions[0].builder.add(made)
 
-    def successors(self) -> dict[str, Value]:
-        """By path, the last values of the buffers that the graph's evaluations have changed."""
-        root = self.regions[0]
-        now = {b.path: root.parameters[b.path] for b in root.builder.inputs if isinstance(b, Buffer)}
-        return {path: v for path, v in now.items() if not isinstance(v, Buffer)}
+    def update(self, path: str, value: Value) -> None:
+        """The new value of a buffer: what the next evaluation starts from, unless all start from the old one."""
+        self.regions[-1].successors[path] = value
+        if path not in self.once:
+            self.regions[-1].parameters[path] = value
 
     def random(self, kind: str, t: TensorType, span: Span) -> Value:
         """A draw of the shape of `t`, of its own at every use."""

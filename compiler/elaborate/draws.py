@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from planform.spec import TensorDecl
 
 from ..ir import Input, Origin, Value
 from ..ops.elementwise import Cast, Floor, Mul, number
-from ..types import TensorType
+from ..size import divide, symbol, symbols
+from ..types import Dim, TensorType
 from .blocks import Elaborator
 
 
@@ -23,14 +24,21 @@ def add_draws(e: Elaborator, draws: Mapping[str, TensorDecl]) -> dict[str, Value
 
 
 def draw_type(e: Elaborator, decl: TensorDecl) -> TensorType:
-    """What a draw gives. Raises: SpecError."""
+    """What a draw gives; `2 * batch` is a dim `batch`, twice as large. Raises: SpecError."""
     t = e.declared(decl)
+    t = t.with_dims(_named(d, t.names) for d in t.dims)
     if decl.dtype != "category":
         return t.with_dtype("f32")
     if not t.rank or not isinstance(t.sizes[-1], int):
         raise e.error("PF0513", f"{t} doesn't say how many categories there are", decl.span,
                       help="the last size is their number: category[batch, 10]")  # fmt: skip
     return TensorType("i32", t.dims[:-1])
+
+
+def _named(d: Dim, taken: Collection[str | None]) -> Dim:
+    """A multiple of a symbol with that symbol's name."""
+    names = symbols(d.size) - set(taken) if d.name is None else ()
+    return next((Dim(n, d.size) for n in names if isinstance(divide(d.size, symbol(n)), int)), d)
 
 
 def _draw(e: Elaborator, name: str, decl: TensorDecl) -> Value:

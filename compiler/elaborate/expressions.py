@@ -77,6 +77,8 @@ class Expressions(Context):
                 return GraphUse(name, span=node.span)
             if name in spec.uses:
                 return self.other_graph(name, None, node)
+            if name in self.targets:
+                return GraphUse(self.targets[name], name, span=node.span)
             if name in self.symbols:
                 return Dim(name, symbol(name))
             if name in self.own:
@@ -138,8 +140,7 @@ class Expressions(Context):
                 t = TensorType("f32", dims)
             except TypeMismatch as e:
                 raise self.error(e.code, str(e), decl.span, help=e.help) from None
-            p = Parameter(path, t, Origin(path, str(decl.span)), path=path, init=init, frozen=bool(self.prefix))
-            root.parameters[path] = root.builder.add(p)
+            self.add_weight(Parameter, path, t, path, Origin(path, str(decl.span)), init)
         return root.parameters[path]
 
     # ---- expressions ----
@@ -363,7 +364,7 @@ class Expressions(Context):
             plain = [v.size if isinstance(v, Dim) else v for v in positional]
             if all(is_number(v) and not isinstance(v, Polynomial) for v in plain):
                 return numeric_call(use.cls, plain)
-        init = keywords.pop("init", None)
+        init, weight = keywords.pop("init", None), keywords.pop("weight", None)
         try:
             attributes, tensors, primary = bind(use.cls, positional, keywords)
         except BindError as e:
@@ -378,7 +379,8 @@ class Expressions(Context):
                 self.argument_span(expr, "init", env),
                 help=INIT_HELP,
             )
-        made = OpUse(use.cls, attributes, tensors, primary, init, span=expr.span)
+        through = None if weight is None else self.block(weight, self.argument_span(expr, "weight", env))
+        made = OpUse(use.cls, attributes, tensors, primary, init, through, span=expr.span)
         if primary is None and not any(isinstance(t, Block) for t in tensors.values()):
             return self.apply(made, None)
         return made

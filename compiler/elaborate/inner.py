@@ -59,7 +59,7 @@ def fit(e: Elaborator, inner: Inner, steps: int | None = None) -> Value:
     builder = Builder(f"{e.builder.name}.inner", stream=e.stream)
     now = builder.add(Argument(name, t, Origin(name, str(spans["variable"]))))
     base = e.base
-    e.regions.append(Region(builder))
+    e.regions.append(Region(builder, fits=True))
     e.base = len(e.regions) - 1  # parameters belong to the loop's surroundings: the steps share them
     try:
         loss, at = inner_loss(e, inner, now), inner.loss.statements[-1].value.span

@@ -21,6 +21,7 @@ from . import (
     reduce,
     sequence,
     shape,
+    spectral_norm,
     take,
     windows,
 )
@@ -29,5 +30,5 @@ from .contract import OPS, At, Cost, Op, ParameterDecl, Reach, StateDecl, load_e
 __all__ = ["OPS", "At", "Cost", "Op", "ParameterDecl", "Reach", "StateDecl", "load_extensions", "register"]
 _families = (
     array, attention, batch_norm, broadcast, classes, control, convolution, einsum, elementwise, field, grid, linear,
-    loss, norm, pooling, random, recurrence, reduce, sequence, shape, take, windows,
+    loss, norm, pooling, random, recurrence, reduce, sequence, shape, spectral_norm, take, windows,
 )  # fmt: skip

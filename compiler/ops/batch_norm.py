@@ -12,7 +12,7 @@ from ..ir import Builder, Init, Value
 from ..size import divide
 from ..types import Dim, TensorType, TypeMismatch
 from .broadcast import Broadcast, SumTo
-from .contract import At, Cost, Op, ParameterDecl, register
+from .contract import At, Cost, Op, ParameterDecl, Reach, register
 from .elementwise import Add, Mul, Neg, Rsqrt, Square, Sub, number
 from .shape import Rearrange
 
@@ -57,7 +57,7 @@ class BatchNorm(Op):
             raise TypeMismatch(f"`{self.name}` needs floats with at least two dims, its input is {x}", code="PF0301")
         batch = x.sizes[0]
         if self.groups < 1 or (isinstance(batch, int) and batch % self.groups):
-            raise TypeMismatch(f"`{x.dims[0]}` can't be split into {self.groups} equal groups", code="PF0321")
+            raise TypeMismatch(f"`{x.dims[0]}` can't be split into {self.groups} equal groups", code="PF0325")
 
     def infer(self, *inputs: TensorType) -> Any:
         self.check(inputs[0])
@@ -155,6 +155,9 @@ class BatchNormTraining(BatchNorm):
             return found
 
         return y, follow(mean, m), follow(variance, v)
+
+    def reach(self) -> Reach:
+        return Reach(None, None)
 
     def cost(self, *inputs: TensorType) -> Cost:
         return Cost(7 * inputs[0].elements, 4 * inputs[0].elements)

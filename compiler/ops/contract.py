@@ -109,6 +109,11 @@ class Op:
     def parameters(self, *inputs: TensorType) -> Mapping[str, ParameterDecl]:
         return {}
 
+    @property
+    def once(self) -> bool:
+        """Whether a loss changes its buffers once: all evaluations start from what they were before it."""
+        return False
+
     def buffers(self, *inputs: TensorType) -> Mapping[str, ParameterDecl]:
         return {}
 

@@ -115,7 +115,7 @@ def to_flax(values: dict[str, np.ndarray]) -> dict[str, Any]:
     found: dict[str, Any] = {"params": {}, "batch_stats": {}}
     for name, array in values.items():
         *path, key = name.split(".")
-        path = [p.replace("layer_2[", "layer[") for p in path if p != "f"]
+        path = [p for p in path if p not in ("f", "layer")]  # `tanh >> layer` is a layer with a `layer` in it
         place = found["batch_stats" if key in ("mean", "variance") else "params"]
         for p in path:
             place = place.setdefault(p, {})
@@ -191,12 +191,12 @@ def test_statistics_stay_float32_in_bfloat16(arrays: Any) -> None:
     for compute in ("f32", "bf16"):
         data = ArrayData(arrays, Share(16))
         with Trainer(program(spec()), data, Layout(make_mesh({"data": 1}), (), Policy(compute=compute))) as trainer:
-            trainer.run(2)
+            trainer.run(1)
             found.append(to_logical(trainer.state.parameters))
     for name, exact in found[0].items():
         got = found[1][name]
         assert got.dtype == np.float32
-        np.testing.assert_allclose(got, exact, atol=0.05)
+        np.testing.assert_allclose(got, exact, rtol=0.02, atol=0.05)
         if name.endswith((".mean", ".variance")):
             coarse = got.astype(jnp.bfloat16).astype(np.float32)
             assert np.abs(got - coarse).max() > 1e-5
@@ -205,7 +205,7 @@ def test_statistics_stay_float32_in_bfloat16(arrays: Any) -> None:
 @pytest.mark.slow
 def test_eight_devices_train_as_one(saved: Path, tmp_path: Path) -> None:
     """Statistics are those of the whole batch, wherever its rows are."""
-    (tmp_path / "norms.yaml").write_text(SPEC + "\nsharding: {batch: data}\n")
+    (tmp_path / "norms.yaml").write_text(SPEC + "\nsharding: {batch: data}\nprecision: {compute: float64}\n")
     found = []
     for mesh in ("data=1", "data=8"):
         command = [sys.executable, "-m", "planform", "train", str(tmp_path / "norms.yaml"), "--files", str(saved),
@@ -214,4 +214,4 @@ def test_eight_devices_train_as_one(saved: Path, tmp_path: Path) -> None:
         subprocess.run(command, check=True, env={**os.environ, **path}, timeout=300)
         found.append(parameters_of_run(tmp_path / mesh))
     for name, one in found[0].items():
-        np.testing.assert_allclose(found[1][name], one, rtol=2e-5, atol=2e-6)
+        np.testing.assert_allclose(found[1][name], one, rtol=1e-10, atol=1e-12)

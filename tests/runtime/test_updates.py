@@ -8,7 +8,7 @@ from tests.runtime.training import LIGHT
 
 from planform.backends.xla import Policy, initialise, storage
 from planform.compiler.program import program
-from planform.runtime.updates import view
+from planform.runtime.regroup import view
 from planform.spec import load_text
 
 

@@ -72,6 +72,9 @@ def batch_norm(m: Emitter, node: Node, x: ir.Value, *given: ir.Value) -> ir.Valu
         found: np.ndarray = -arrays[-2] * factor(*arrays)
         return found + arrays[1] if affine else found
 
+    if not all(map(is_weight, given)):
+        y = m.op("Div", m.op("Sub", x, mean), m.op("Sqrt", m.op("Add", variance, m.constant(op.epsilon))))
+        return m.op("Add", m.op("Mul", y, affine[0]), affine[1]) if affine else y
     conv = m.convolutions.get(m.turned(x)) if m.stands_turned(x) else None
     if conv is None or not is_weight(conv.kernel) or (conv.bias is not None and not is_weight(conv.bias)):
         scaled = m.op("Mul", x, m.fold(":factor", width, factor, *given))

@@ -7,9 +7,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from planform.compiler.ops import norm as ops
+from planform.compiler.ops.spectral_norm import TINY, SpectralNorm, SpectralNormTraining
 
 from ..policy import wide
 from .contract import Call, rule
@@ -50,6 +52,21 @@ def layer_norm(call: Call, x: jax.Array, scale: jax.Array, *bias: jax.Array) -> 
     centred = x - jnp.mean(x, -1, keepdims=True)
     y = centred * lax.rsqrt(jnp.mean(centred * centred, -1, keepdims=True) + call.op.eps) * scale
     return y + bias[0] if bias else y
+
+
+@rule(SpectralNorm, SpectralNormTraining, floats="wide")
+def spectral_norm(call: Call, x: jax.Array, u: jax.Array) -> Any:
+    axis = call.op.axis % x.ndim
+    matrix = lax.stop_gradient(jnp.moveaxis(x, axis, -1).reshape(-1, len(u)))
+    v = _unit(matrix @ lax.stop_gradient(u))
+    w = _unit(v @ matrix)
+    v = jnp.moveaxis(v.reshape(*np.delete(x.shape, axis), 1), -1, axis)
+    sigma = jnp.sum(x * v * w.reshape(-1, *(1 for _ in x.shape[axis + 1 :])))
+    return (x / sigma, w) if call.op.kept else x / sigma
+
+
+def _unit(x: jax.Array) -> jax.Array:
+    return x / (jnp.linalg.norm(x) + TINY)
 
 
 @rule(ops.Softmax, floats="wide")
