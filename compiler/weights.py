@@ -2,7 +2,8 @@
 
 `lm.layer[*].feed.glu.gate.weight: model.layers.*.mlp.gate_proj.weight >> "ff d -> d ff"` says where a logical
 parameter lives over there and how its layout turns into ours; `name[0]` is one entry of a tensor's first dim, `name[*]`
-that of a layer; `*+1` counts from one on where we count from zero. Read backwards, it writes their files.
+that of a layer; `*+1` counts from one on where we count from zero. `{a,b}` on the left and `{0,1}` on the right are two
+entries in one. Read backwards, it writes their files.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, product
 
 import numpy as np
 from einops import EinopsError, rearrange
@@ -24,6 +25,7 @@ from .parameters import layers, stack_shape
 
 _ENTRY = re.compile(r'(?P<name>[^\s>]+)\s*(?:>>\s*"(?P<pattern>[^"]*)")?')
 _STAR = re.compile(r"\*(?:\+(\d{1,4}))?")
+_CHOICE = re.compile(r"\{([^{}]*)\}")
 _INDEXED = re.compile(r"(?P<name>.+)\[(?P<index>\d{1,9})\]")
 
 
@@ -149,7 +151,8 @@ class _Reader:
         tensors: dict[str, list[Part]] = {}
         for path, text in values["tensors"].items():
             span = self.section.spans.get(f"{self.format}.tensors.{path}", self.section.span)
-            for name, part in self.entry(path, text, span):
+            entries = [e for p, t in self.choices(path, text, span) for e in self.entry(p, t, span)]
+            for name, part in entries:
                 place = name if part.index is None else f"{name}[{part.index}]"
                 for key, seen in ((place, filled), (part.parameter, held)):
                     if key in seen:
@@ -176,6 +179,19 @@ class _Reader:
         self, code: str, message: str, span: Span, notes: list[Note] | None = None, help: str | None = None
     ) -> None:
         self.found.add(Diagnostic(code, message, span, notes=tuple(notes or ()), help=help))
+
+    def choices(self, path: str, text: str, span: Span) -> list[tuple[str, str]]:
+        """An entry for each choice of what stands in braces, the n-th braces of both sides together."""
+        ours, theirs = ([group.split(",") for group in _CHOICE.findall(side)] for side in (path, text))
+        if [len(g) for g in ours] != [len(g) for g in theirs]:
+            written = " and ".join(" ".join("{" + ",".join(g) + "}" for g in side) or "none" for side in (ours, theirs))
+            self.add("PF0611", f"braces of both sides must have as many choices: {written}", span)
+            return []
+        found = []
+        for chosen in product(*(zip(a, b) for a, b in zip(ours, theirs))):
+            left, right = (iter(side) for side in zip(*chosen)) if chosen else (iter(()), iter(()))
+            found.append((_CHOICE.sub(lambda _, i=left: next(i), path), _CHOICE.sub(lambda _, i=right: next(i), text)))  # type: ignore[misc]
+        return found
 
     def entry(self, path: str, text: str, span: Span) -> list[tuple[str, Part]]:
         """What an entry of the section says of each layer: (the tensor's name, what it holds)."""
