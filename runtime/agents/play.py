@@ -47,8 +47,8 @@ def play(
         raise UserError(f"{run} holds no agent, it learned from {chosen.data.name}")
     if environment is not None:
         chosen = with_environment(chosen, environment)
-    how, frames = play_of(chosen), []
-    clock = 0.0
+    how, clock = play_of(chosen), 0.0
+    frames: list[Image.Image] = []
 
     def see(episode: int, shown: Environment) -> None:
         nonlocal clock
