@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=given.rounds)
     parser.add_argument("--model", choices=USUAL, default=given.spec, help="the family, in the row's own size")
     parser.add_argument("--size", choices=SIZES, help="another size, and of its family")
-    parser.add_argument("--folder", type=Path, default=given.folder, help="where models and rounds are kept")
+    parser.add_argument("--folder", type=Path, default=given.folder, help="where models are kept")
     args = parser.parse_args()
     spec = SIZES[args.size].spec if args.size else args.model
     options = replace(Options(spec, args.rounds, folder=args.folder), **({"size": args.size} if args.size else {}))

@@ -1,8 +1,11 @@
-"""One contender in a process of its own: what is timed in it, as one JSON line.
+"""One contender in a process of its own, which loads its model and then does what each line on standard input says.
 
-    python -m tests.benchmarks.peers.child NAME PATH --size m300 --threads 2 --prompt 512 --new 24
+    python -m tests.benchmarks.peers.child NAME PATH --size m300 --threads 2 --prompt 512 --room 800
 
-With `--texts FILE --logits FILE` it writes logits instead: after the first --prompt tokens of each text, and after each
+The first line that it prints is {"load_s"}; then, for `prompt`, {"prompt_s"} of a prompt at the beginning of a new
+stream, and for `step N`, {"step_s"} of each of the next tokens; "memory" is in all, bytes at most so far. With
+`--ready` it tells instead, once, what a start costs: "ready_s" until a first token, and the memory of a prompt and some
+tokens. With `--texts FILE --logits FILE` it writes logits: after the first --prompt tokens of each text, and after each
 token of the rest.
 """
 
@@ -11,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import sys
 import time
 from pathlib import Path
 
@@ -20,8 +24,8 @@ from ..sizes import SIZES
 from .contender import Contender
 from .contenders import KINDS
 
-WARM = 2
-"""Steps after a prompt that aren't counted."""
+READY = 16
+"""Tokens after the prompt of a start."""
 
 
 def peak_memory() -> int:
@@ -53,8 +57,7 @@ def main() -> None:
     parser.add_argument("path", type=Path)
     parser.add_argument("--size", choices=SIZES, required=True)
     parser.add_argument("--prompt", type=int, default=512)
-    parser.add_argument("--new", type=int, default=24)
-    parser.add_argument("--warm", action="store_true", help="takes a prompt that isn't counted before")
+    parser.add_argument("--room", type=int, help="entries that a stream may have; default: a start's")
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--ready", action="store_true", help="times loading: from the first import to a first token")
     parser.add_argument("--texts", type=Path, help="int32[rows, time], for --logits")
@@ -63,25 +66,34 @@ def main() -> None:
     kind, _, _ = KINDS[args.name]
     size = SIZES[args.size]
     tokens = prompt(size.vocab, args.prompt)
-    room = args.prompt + args.new + WARM + 8
+    room = args.room or args.prompt + READY + 8
     begin = time.perf_counter()
     contender = kind(size, args.path, args.threads)
     contender.start(room)
     told: dict[str, object] = {"load_s": time.perf_counter() - begin}
-    if args.ready:
+    if args.logits:
+        np.save(args.logits, logits(contender, np.load(args.texts), args.prompt))
+    elif args.ready:
         contender.feed(tokens[:1])
         told["ready_s"] = time.perf_counter() - begin
         contender.start(room)
-    if args.logits:
-        np.save(args.logits, logits(contender, np.load(args.texts), args.prompt))
-        print("{}")
+        contender.prompt(tokens)
+        contender.timed_steps(READY)
+    say(told)
+    if args.logits or args.ready:
         return
-    if args.warm:
-        contender.greedy(tokens[: kind.warm], 0)
-        contender.start(room)
-    found = contender.greedy(tokens, args.new + WARM if args.new else 0)
-    told |= {"prefill_s": [found.prefill], "step_s": found.steps[WARM:], "memory": peak_memory()}
-    print(json.dumps(told), flush=True)
+    contender.prompt(tokens[: kind.warm])
+    for line in sys.stdin:
+        what, *count = line.split()
+        if what == "prompt":
+            contender.start(room)
+            say({"prompt_s": contender.timed_prompt(tokens)})
+        else:
+            say({"step_s": contender.timed_steps(int(count[0]))})
+
+
+def say(told: dict[str, object]) -> None:
+    print(json.dumps({**told, "memory": peak_memory()}), flush=True)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import statistics
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,8 +21,8 @@ from . import rounds
 from .child import prompt
 from .contenders import KINDS
 from .models import Unavailable, built, default_folder, need, weight_bytes
-from .probes import product_rate
 from .races import RACES, Race
+from .rounds import Turn
 
 Figure = dict[str, Any]
 Outcome = tuple[Figure, bool | str]
@@ -69,13 +70,16 @@ def race(name: str, options: Options) -> Outcome:
     paths, missing = forms({n: KINDS[n][1:] for n in r.contenders}, options)
     if not set(r.ours) & set(paths) or not set(r.peers) & set(paths):
         return {"missing": missing}, "undecided"
-    asked = ["--size", options.model, "--prompt", r.prompt, "--new", r.new, "--threads", physical_cores()]
-    asked += ["--warm"] if r.what == "prefill" else []
-    runs = {name: partial(rounds.child, "child", name, paths[name], *asked) for name in r.contenders if name in paths}
+    count = -(-options.rounds // r.fewer) * (4 if r.what == "decode" else 2)
+    asked: list[object] = ["--size", options.model, "--prompt", r.prompt, "--threads", physical_cores()]
+    asked += ["--room", r.prompt + r.new * (count + 1) + 8]
+    runs = {n: _turn(r, n, paths[n], *asked) for n in r.contenders if n in paths}
     if r.what == "prefill":
-        runs |= {f"product-{n}": partial(_product, n) for n in (*LIBRARIES, SMALL)}
-    count = -(-options.rounds // r.fewer)
-    found = rounds.interleaved(f"{r.name}-{options.model}", runs, count, options.folder, r.every)
+        runs |= {f"product-{n}": Turn("", "probes", n, physical_cores()) for n in (*LIBRARIES, SMALL)}
+    with ExitStack() as stack:
+        for turn in runs.values():
+            stack.callback(turn.close)
+        found = rounds.interleaved(runs, count, options.folder, r.every)
     missing |= {name: str(row["error"]) for name, rows in found.items() for row in rows if "error" in row}
     speeds = {
         name: [(row["round"], _speed(r, row)) for row in found[name]]
@@ -150,7 +154,7 @@ def agreement(names: Sequence[str], paths: dict[str, Path], options: Options) ->
         if not kept.exists() and name in paths:
             np.save(texts, prompt(size.vocab, length + rest)[None])
             asked = ("--size", options.model, "--prompt", length, "--threads", physical_cores())
-            rounds.child("child", name, paths[name], *asked, "--texts", texts, "--logits", kept)
+            rounds.once(name, paths[name], *asked, "--texts", texts, "--logits", kept)
         if kept.exists():
             found[name] = np.load(kept)
     expected = found.pop(truth, None)
@@ -173,10 +177,9 @@ def load_memory(options: Options) -> Outcome:
     """Seconds until a first token, and the process's peak memory after a prompt of 512 and 16 tokens."""
     names = [n for _, ours, peers in MEMORY_GROUPS for n in (*ours, *peers)]
     paths, missing = forms({n: KINDS[n][1:] for n in names}, options)
-    asked = ["--size", options.model, "--prompt", 512, "--new", 16, "--threads", physical_cores(), "--ready"]
-    runs = {n: partial(rounds.child, "child", n, path, *asked) for n, path in paths.items()}
-    every = {"torch-f32": 3}
-    found = rounds.interleaved(f"load_memory-{options.model}", runs, options.rounds, options.folder, every)
+    asked = ["--size", options.model, "--prompt", 512, "--threads", physical_cores(), "--ready"]
+    runs = {n: partial(rounds.once, n, path, *asked) for n, path in paths.items()}
+    found = rounds.interleaved(runs, options.rounds, options.folder, {"torch-f32": 3})
     missing |= {n: str(row["error"]) for n, rows in found.items() for row in rows if "error" in row}
     figure: Figure = {"model": options.model}
     verdicts: list[bool | str] = []
@@ -197,13 +200,16 @@ def load_memory(options: Options) -> Outcome:
     return figure, together(verdicts)
 
 
-def _product(library: str) -> rounds.Result:
-    return {"rate": product_rate(library, physical_cores())}
+def _turn(r: Race, *arguments: object) -> Turn:
+    """A prompt in a new stream, or the next tokens of one."""
+    if r.what == "prefill":
+        return Turn("prompt", "child", *arguments)
+    return Turn(f"step {r.new}", "child", *arguments, before=("prompt", f"step {r.new}"))
 
 
 def _speed(r: Race, row: rounds.Result) -> float:
     """Tokens/s."""
-    return rounds.speed(row, "step_s") if r.what == "decode" else rounds.speed(row, "prefill_s", r.prompt)
+    return 1 / statistics.median(row["step_s"]) if r.what == "decode" else float(r.prompt / row["prompt_s"])
 
 
 def _shares(rows: Sequence[rounds.Result], speeds: Sequence[tuple[int, float]], size: int) -> list[float]:

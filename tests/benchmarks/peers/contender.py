@@ -4,22 +4,12 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
 from ..sizes import Size
-
-
-@dataclass
-class Timed:
-    """Seconds of a prompt and of every token after it; the tokens."""
-
-    prefill: float
-    steps: list[float] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
 
 
 class Contender(ABC):
@@ -31,6 +21,7 @@ class Contender(ABC):
     def __init__(self, size: Size, path: Path, threads: int) -> None:
         """Loads the model, ready to run."""
         self.size, self.path, self.threads = size, path, threads
+        self.token = 0
 
     @abstractmethod
     def start(self, room: int) -> None:
@@ -40,14 +31,25 @@ class Contender(ABC):
     def feed(self, tokens: np.ndarray) -> np.ndarray:
         """Takes the next entries, int32[time]; returns the logits [vocab] after the last."""
 
-    def greedy(self, prompt: np.ndarray, new: int) -> Timed:
-        """Times a prompt and `new` steps after it."""
+    def prompt(self, tokens: np.ndarray) -> None:
+        """Takes a prompt, and chooses the token after it."""
+        self.token = int(self.feed(tokens).argmax())
+
+    def step(self) -> None:
+        """Takes the token that was chosen, and chooses the next."""
+        self.token = int(self.feed(np.array([self.token], np.int32)).argmax())
+
+    def timed_prompt(self, tokens: np.ndarray) -> float:
+        """Seconds of a prompt."""
         begin = time.perf_counter()
-        token = int(self.feed(prompt).argmax())
-        found = Timed(time.perf_counter() - begin, tokens=[token])
-        for _ in range(new):
+        self.prompt(tokens)
+        return time.perf_counter() - begin
+
+    def timed_steps(self, count: int) -> list[float]:
+        """Seconds of each of so many steps."""
+        found = []
+        for _ in range(count):
             begin = time.perf_counter()
-            token = int(self.feed(np.array([token], np.int32)).argmax())
-            found.steps.append(time.perf_counter() - begin)
-            found.tokens.append(token)
+            self.step()
+            found.append(time.perf_counter() - begin)
         return found

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..sizes import Size
-from .contender import Contender, Timed
+from .contender import Contender
 from .deepmind import DeepmindJax, DeepmindTorch
 
 
@@ -67,17 +66,12 @@ class Genai(Contender):
         self.generator.append_tokens(tokens.astype(np.int32))
         return np.array(self.generator.get_logits()).reshape(-1)
 
-    def greedy(self, prompt: np.ndarray, new: int) -> Timed:
-        begin = time.perf_counter()
-        self.generator.append_tokens(prompt.astype(np.int32))
+    def prompt(self, tokens: np.ndarray) -> None:
+        self.generator.append_tokens(tokens.astype(np.int32))
         self.generator.generate_next_token()
-        found = Timed(time.perf_counter() - begin)
-        for _ in range(new):
-            begin = time.perf_counter()
-            self.generator.generate_next_token()
-            found.steps.append(time.perf_counter() - begin)
-        found.tokens = [int(t) for t in self.generator.get_sequence(0)[len(prompt) :]]
-        return found
+
+    def step(self) -> None:
+        self.generator.generate_next_token()
 
 
 class Llama(Contender):

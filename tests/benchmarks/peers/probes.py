@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import resource
 import shutil
 import statistics
 import subprocess
@@ -12,9 +10,11 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 SOURCE = Path(__file__).with_name("bandwidth.c")
 MIB, REPEATS = 512, 7
@@ -56,16 +56,10 @@ PRODUCT = 2048
 """Rows and columns of the probe's matrices."""
 
 
-def product_rate(library: str, threads: int) -> float:
-    """GFLOP/s of a matrix product in a process of its own, the best of a few: float32 in `torch` or `onnxruntime`,
-    8-bit integers in `onnxruntime-int8`."""
-    command = [sys.executable, "-m", "tests.benchmarks.peers.probes", library, str(threads)]
-    root = Path(__file__).parents[3]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
-    return float(json.loads(done.stdout))
-
-
-def _product_rate(library: str, threads: int) -> float:
+def products(library: str, threads: int) -> Callable[[], float]:
+    """What measures the GFLOP/s of a matrix product, the best of a few: float32 in `torch` or `onnxruntime`, 8-bit
+    integers in `onnxruntime-int8`. In a process of its own: `python -m tests.benchmarks.peers.probes LIBRARY THREADS`,
+    which prints {"rate"} for each line on standard input."""
     n = PRODUCT
     x = np.random.default_rng(0).standard_normal((n, n), np.float32)
     run: Callable[[], object]
@@ -93,31 +87,36 @@ def _product_rate(library: str, threads: int) -> float:
         graph = ir.Graph([given], node.outputs, nodes=[node], initializers=[weight], opset_imports={"": 21}, name="g")
         session = load(ir.Model(graph, ir_version=10), options(threads))
         run = lambda: session.run(None, {"x": x})  # noqa: E731
-    run()
-    best = np.inf
-    for _ in range(6):
-        begin = time.perf_counter()
-        run()
-        best = min(best, time.perf_counter() - begin)
-    return 2 * n**3 / best / 1e9
+
+    def rate() -> float:
+        best = np.inf
+        for _ in range(6):
+            begin = time.perf_counter()
+            run()
+            best = min(best, time.perf_counter() - begin)
+        return 2 * n**3 / best / 1e9
+
+    rate()
+    return rate
 
 
 class Others:
-    """The share of the machine's processor time that neither this process nor its finished children took."""
+    """The share of the machine's processor time that neither this process nor its children took."""
 
     def __init__(self) -> None:
         self._before = self._read()
 
     def _read(self) -> tuple[float, float, float]:
         """(busy, all, ours) in seconds."""
-        try:
-            fields = [int(x) for x in Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
-        except (OSError, ValueError):
-            return 0.0, 0.0, 0.0
-        tick = os.sysconf("SC_CLK_TCK")
-        idle = fields[3] + fields[4]
-        own = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-        return (sum(fields) - idle) / tick, sum(fields) / tick, sum(u.ru_utime + u.ru_stime for u in own)
+        whole = psutil.cpu_times()
+        own = psutil.Process()
+        times = [own.cpu_times()]
+        for child in own.children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                times.append(child.cpu_times())
+        ours = sum(t.user + t.system + t.children_user + t.children_system for t in times)
+        everything = sum(whole) - whole.guest - whole.guest_nice  # which are in user and nice
+        return everything - whole.idle - whole.iowait, everything, ours
 
     def share(self) -> float:
         """Since this object was made."""
@@ -125,5 +124,12 @@ class Others:
         return max(0.0, busy - own) / everything if everything else 0.0
 
 
+def main() -> None:
+    rate = products(sys.argv[1], int(sys.argv[2]))
+    print("{}", flush=True)
+    for _ in sys.stdin:
+        print(json.dumps({"rate": rate()}), flush=True)
+
+
 if __name__ == "__main__":
-    print(json.dumps(_product_rate(sys.argv[1], int(sys.argv[2]))))
+    main()

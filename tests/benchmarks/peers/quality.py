@@ -40,7 +40,7 @@ def quantisation_error(options: Options) -> Outcome:
     for name, path in paths.items():
         kept = folder / f"logits-{name}.npy"
         asked = ("--size", TRAINED, "--prompt", PROMPT, "--threads", physical_cores())
-        told = rounds.child("child", name, path, *asked, "--texts", folder / "texts.npy", "--logits", kept)
+        told = rounds.once(name, path, *asked, "--texts", folder / "texts.npy", "--logits", kept)
         if "error" in told:
             missing[name] = told["error"]
         else:

@@ -1,9 +1,9 @@
-"""One trainer in a process of its own: compiles a step, then makes as many as each line on standard input says.
+"""One trainer in a process of its own: compiles a step, then makes one for each line on standard input.
 
     python -m tests.benchmarks.peers.train_child hand|ours|products|deepmind|torch --size t40
 
-The first line that it prints is {"cost"} of getting ready, "first_s" among it: tracing, compiling, and the first step.
-Each other one is {"seconds", "loss", "memory"} of a turn.
+The first line that it prints is what getting ready cost, "first_s" among it: tracing, compiling, and the first step.
+Each other one is {"seconds", "loss", "memory"} of a step.
 """
 
 from __future__ import annotations
@@ -76,12 +76,12 @@ def main() -> None:
     first = time.perf_counter() - begin + cost.get("trace_s", 0.0) + cost.get("compile_s", 0.0)
     for _ in range(2):  # until the allocator has what the steps need
         step()
-    print(json.dumps({"cost": {**cost, "first_s": round(first, 2)}}), flush=True)
-    for line in sys.stdin:
+    print(json.dumps({**cost, "first_s": round(first, 2)}), flush=True)
+    for _ in sys.stdin:
         begin = time.perf_counter()
-        losses = [step() for _ in range(int(line))]
-        seconds = (time.perf_counter() - begin) / len(losses)
-        print(json.dumps({"seconds": seconds, "loss": losses[-1], "memory": peak_memory()}), flush=True)
+        loss = step()
+        seconds = time.perf_counter() - begin
+        print(json.dumps({"seconds": seconds, "loss": loss, "memory": peak_memory()}), flush=True)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,7 @@ matrix products alone take at XLA's own rate is measured in every round too.
 
 from __future__ import annotations
 
-import json
 import statistics
-import subprocess
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +21,8 @@ from ..ratios import interval, judged, together
 from ..sizes import SIZES
 from . import rounds
 from .compare import Figure, Options, Outcome, rounded, spread
-from .models import ROOT, Unavailable, need
+from .models import Unavailable, need
+from .rounds import Child
 
 BATCH, TIME = 4, 256
 
@@ -57,55 +56,26 @@ TRAININGS = {
 }
 
 
-class Trainer:
-    """A child process that makes steps when asked. Raises: Unavailable when it can't be started."""
-
-    def __init__(self, name: str, size: str) -> None:
-        if name in MODULES:
-            need(MODULES[name])
-        given = rounds.environment()
-        given = given if name == "torch" else given | cpu_environment(1, given)
-        command = [sys.executable, "-m", "tests.benchmarks.peers.train_child", name, "--size", size]
-        command += ["--batch", str(BATCH), "--time", str(TIME), "--threads", str(physical_cores())]
-        self._process = subprocess.Popen(
-            command, cwd=ROOT, env=given, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )  # fmt: skip
-        self.cost: dict[str, Any] = self._answer()["cost"]
-
-    def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout and self._process.stderr
-        for line in self._process.stdout:
-            if line.startswith("{"):
-                found: dict[str, Any] = json.loads(line)
-                return found
-        said = self._process.stderr.read().strip().splitlines()
-        self._process.wait()
-        raise Unavailable(said[-1][:300] if said else f"ended with {self._process.returncode}")
-
-    def turn(self, steps: int = 1) -> dict[str, Any]:
-        """{"seconds": of a step, "loss", "memory": bytes at most so far}"""
-        assert self._process.stdin
-        self._process.stdin.write(f"{steps}\n")
-        self._process.stdin.flush()
-        return self._answer()
-
-    def close(self) -> None:
-        if self._process.stdin:
-            self._process.stdin.close()
-        self._process.wait()
+def trainer(name: str, size: str) -> Child:
+    """A child that makes a step at each turn. Raises: Unavailable when it can't be started."""
+    if name in MODULES:
+        need(MODULES[name])
+    given = rounds.environment()
+    given = given if name == "torch" else given | cpu_environment(1, given)
+    asked = ("--size", size, "--batch", BATCH, "--time", TIME, "--threads", physical_cores())
+    return Child("train_child", name, *asked, given=given)
 
 
 def train_step(options: Options) -> Outcome:
     """Seconds of a step in float32, beside the peers' and the products' alone."""
     row = TRAININGS[options.spec]
     size = options.size or row.size
-    trainers: dict[str, Trainer] = {}
+    trainers: dict[str, Child] = {}
     missing: dict[str, str] = {}
     try:
         for name in ("ours", *row.peers, "products"):
             try:
-                trainers[name] = Trainer(name, size)
+                trainers[name] = trainer(name, size)
             except Unavailable as why:
                 missing[name] = str(why)
         found: dict[str, list[dict[str, Any]]] = {name: [] for name in trainers}
@@ -113,7 +83,7 @@ def train_step(options: Options) -> Outcome:
         steps = 2 * options.rounds  # they are short, and the products' share wants a narrow interval
         for i in range(steps):
             for name in order.permutation(list(trainers)):
-                turn = trainers[name].turn()
+                turn = trainers[name].ask("step")
                 found[name].append(turn)
                 print(f"# round {i + 1}/{steps} {name}: {turn}", file=sys.stderr, flush=True)
     finally:
@@ -125,7 +95,7 @@ def train_step(options: Options) -> Outcome:
     ratios = {
         name: interval([a / b for a, b in zip(seconds[name], seconds["ours"])]) for name in seconds if name != "ours"
     }
-    first = {name: t.cost["first_s"] for name, t in trainers.items() if name != "products"}
+    first = {name: t.first["first_s"] for name, t in trainers.items() if name != "products"}
     figure: Figure = {
         "model": size, "batch": [BATCH, TIME], "seconds": {n: spread(s) for n, s in seconds.items()},
         **{f"speed over {TITLES[n]}": rounded(ratios[n]) for n in row.peers if n in ratios},
@@ -161,14 +131,14 @@ def train_memory(options: Options) -> Outcome:
         memory, temporary = {}, {}
         for name in ("ours", "hand", "torch"):
             try:
-                trainer = Trainer(name, size)
-                memory[name] = trainer.turn()["memory"] // 10**6
+                child = trainer(name, size)
+                memory[name] = child.ask("step")["memory"] // 10**6
             except Unavailable as why:
                 figure.setdefault("missing", {})[name] = str(why)
                 continue
-            if "temp_mb" in trainer.cost:
-                temporary[name] = trainer.cost["temp_mb"]
-            trainer.close()
+            if "temp_mb" in child.first:
+                temporary[name] = child.first["temp_mb"]
+            child.close()
         figure[f"{size}: peak memory, MB"] = memory
         figure[f"{size}: temporaries of the program, MiB"] = temporary
         if "ours" not in memory:
