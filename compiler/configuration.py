@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,14 +17,23 @@ class Configuration:
     fields: Mapping[str, Any]
     spec: Spec
 
+    def _each(self, told: Mapping[str, Any] | None = None) -> Iterator[tuple[str, Any, Any]]:
+        """(field, what it must be, what it is told to be); the entries of a list of dims one by one, as `field.0`."""
+        for field, want in self.fields.items():
+            value = _field(told or {}, field)
+            if isinstance(want, list) and all(isinstance(w, str) and w in self.spec.dims for w in want):
+                values = value if isinstance(value, list) and len(value) == len(want) else [_MISSING] * len(want)
+                yield from ((f"{field}.{i}", w, v) for i, (w, v) in enumerate(zip(want, values)))
+            else:
+                yield field, want, value
+
     def dims(self, told: Mapping[str, Any]) -> dict[str, int]:
         """The dims that a configuration of theirs sets.
 
         Raises: ValueError naming the field that is missing or that the spec can't express.
         """
         found: dict[str, int] = {}
-        for field, want in self.fields.items():
-            value = _field(told, field)
+        for field, want, value in self._each(told):
             if value is _MISSING and isinstance(want, str) and want in self.spec.dims:
                 raise ValueError(f"config.json: `{field}`, which sets {want}, is missing")
             if isinstance(want, str) and want in self.spec.dims:
@@ -44,7 +53,9 @@ class Configuration:
         out: dict[str, Any] = {}
         for field, want in self.fields.items():
             value = sizes[want] if isinstance(want, str) and want in sizes else want
-            if isinstance(want, list):
+            if isinstance(want, list) and all(isinstance(w, str) and w in sizes for w in want):
+                value = [int(sizes[w]) for w in want]
+            elif isinstance(want, list):
                 value = _cycled([None] * int(sizes.get("layers", len(want))), want)
             *path, last = field.split(".")
             place = out

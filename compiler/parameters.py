@@ -85,6 +85,8 @@ def sample(init: Init, shape: tuple[int, ...], seed: int, name: str) -> np.ndarr
     fan_in(k[, scale]): normal(0, scale / sqrt(product of the first k sizes)) (LeCun et al., 1998);
     truncated_fan_in(k[, scale]): the same, drawn again beyond two standard deviations;
     uniform_fan_in(k[, scale]): U(-a, a) of the same deviation, a = scale * sqrt(3 / product of the first k sizes);
+    glorot([gain]): U(-a, a), a = gain sqrt(6 / (n + m)), where the last two sizes are inputs and outputs, n and m these
+    times all others (Glorot and Bengio, 2010);
     siren(w0[, k]), siren_first(k): U(-a, a), a = sqrt(6 / n) / w0 and 1 / n for n = the product of the first k sizes,
     1 unless given (Sitzmann et al., arXiv:2006.09661, section 3.2 and supplement 1.5);
     ring(low, high): p such that exp(-softplus(p)) is the radius of a point drawn evenly from the ring between
@@ -111,6 +113,9 @@ def sample(init: Init, shape: tuple[int, ...], seed: int, name: str) -> np.ndarr
         return (rng.random(shape, np.float32) * 2 - 1) * np.float32((6 / _fan_in(shape, k)) ** 0.5 / w0)
     if init.name == "siren_first":
         return (rng.random(shape, np.float32) * 2 - 1) * np.float32(1 / _fan_in(shape, a[0] if a else 1))
+    if init.name == "glorot":
+        fans = math.prod(shape[:-2]) * sum(shape[-2:])
+        return (rng.random(shape, np.float32) * 2 - 1) * np.float32((a[0] if a else 1.0) * (6 / fans) ** 0.5)
     if init.name in ("fan_in", "truncated_fan_in"):
         k, scale = (*a, *(1.0, 1.0)[len(a) :])
         x = rng.standard_normal(shape, np.float32)
@@ -127,7 +132,7 @@ def sample(init: Init, shape: tuple[int, ...], seed: int, name: str) -> np.ndarr
 
 INITS = {
     "zeros": 0, "ones": 0, "constant": 1, "normal": 1, "uniform": 2, "fan_in": 2, "truncated_fan_in": 2,
-    "uniform_fan_in": 2, "siren": 2, "siren_first": 1, "ring": 2,
+    "uniform_fan_in": 2, "glorot": 1, "siren": 2, "siren_first": 1, "ring": 2,
 }  # fmt: skip
 """The initialisations, and how many numbers each takes at most."""
 

@@ -64,13 +64,14 @@ OPTIMIZERS = {
 SCHEDULES = {
     "constant": Signature("The same rate at every step.", {"value": REQUIRED}),
     "warmup_cosine": Signature(
-        "Linear from 0 to the peak in `warmup` steps, then a cosine down to `end` * peak at the last step "
-        "(arXiv:1608.03983); `steps` defaults to the program's.",
-        {"peak": REQUIRED, "warmup": 0, "steps": None, "end": 0.1},
+        "Linear from 0 to the peak in `warmup` steps, `hold` steps there, then a cosine down to `end` * peak at the "
+        "last step (arXiv:1608.03983); `steps` defaults to the program's.",
+        {"peak": REQUIRED, "warmup": 0, "steps": None, "end": 0.1, "hold": 0},
     ),
     "warmup_linear": Signature(
-        "Linear from 0 to the peak in `warmup` steps, then linearly down to `end` * peak at the last step.",
-        {"peak": REQUIRED, "warmup": 0, "steps": None, "end": 0.0},
+        "Linear from 0 to the peak in `warmup` steps, `hold` steps there, then linearly down to `end` * peak at the "
+        "last step.",
+        {"peak": REQUIRED, "warmup": 0, "steps": None, "end": 0.0, "hold": 0},
     ),
 }
 TARGETS = {

@@ -2,7 +2,7 @@
 
 `lm.layer[*].feed.glu.gate.weight: model.layers.*.mlp.gate_proj.weight >> "ff d -> d ff"` says where a logical
 parameter lives over there and how its layout turns into ours; `name[0]` is one entry of a tensor's first dim, `name[*]`
-that of a layer. Read backwards, it writes their files.
+that of a layer; `*+1` counts from one on where we count from zero. Read backwards, it writes their files.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from .ir import Graph
 from .parameters import layers, stack_shape
 
 _ENTRY = re.compile(r'(?P<name>[^\s>]+)\s*(?:>>\s*"(?P<pattern>[^"]*)")?')
+_STAR = re.compile(r"\*(?:\+(\d{1,4}))?")
 _INDEXED = re.compile(r"(?P<name>.+)\[(?P<index>\d{1,9})\]")
 
 
@@ -199,7 +200,7 @@ class _Reader:
                 continue
             theirs = name
             for n in numbers.groups():
-                theirs = theirs.replace("*", n, 1)
+                theirs = _STAR.sub(lambda m, n=n: str(int(n) + int(m[1] or 0)), theirs, count=1)  # type: ignore[misc]
             indexed = _INDEXED.fullmatch(theirs)
             theirs, index = (indexed["name"], int(indexed["index"])) if indexed else (theirs, None)
             found.append((theirs, Part(parameter, shape, index, pattern, self.sizes, span)))

@@ -11,6 +11,7 @@ import numpy as np
 
 from planform.backends import reference
 from planform.compiler.ir import Graph
+from planform.compiler.parameters import gather, scatter
 
 from .errors import UserError
 from .exporting import step_graph
@@ -127,7 +128,9 @@ class Xla(Engine):
 
     def whole(self, graph: Graph, inputs: Mapping[str, Any]) -> Arrays:
         run, params = self.program(graph)
-        return {k: np.asarray(v) for k, v in run(params, dict(inputs)).items()}
+        found = {k: np.asarray(v) for k, v in run(params, dict(inputs)).items()}
+        logical = scatter(found)  # buffers come out as they are stored
+        return {k: found[k] if k in found else gather(k, logical.__getitem__) for k in graph.outputs}
 
     def watch_whole(self, graph: Graph, inputs: Mapping[str, Any]) -> Values:
         shown = expose(graph)

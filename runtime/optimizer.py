@@ -35,7 +35,7 @@ def schedule(rate: float | Recipe, steps: int) -> Schedule:
     if rate.name == "constant":
         return schedule(a["value"], steps)
     peak, warmup, end = a["peak"], a["warmup"], a["end"] * a["peak"]
-    last = a["steps"] or steps
+    last, top = a["steps"] or steps, warmup + a["hold"]
     if rate.name == "warmup_cosine":
         shape = lambda x: end + (peak - end) * 0.5 * (1 + jnp.cos(math.pi * x))  # noqa: E731
     elif rate.name == "warmup_linear":
@@ -45,7 +45,7 @@ def schedule(rate: float | Recipe, steps: int) -> Schedule:
 
     def at(n: Any) -> Any:
         n = jnp.asarray(n, jnp.result_type(float))
-        down = shape(jnp.clip((n - warmup) / max(last - warmup, 1), 0, 1))
+        down = shape(jnp.clip((n - top) / max(last - top, 1), 0, 1))
         return jnp.where(n < warmup, peak * n / max(warmup, 1), down)
 
     return at

@@ -188,16 +188,18 @@ class Trainer:
         return Result(self.state.step, dict(self._values), clock.rate, stop.signal, self.program.unit)
 
     def _step(self, batches: Iterator[Batch]) -> dict[str, Any]:
-        """One step of every update, as often as it says, in order; returns metrics that are still being computed."""
+        """One step of the program; returns metrics that are still being computed."""
+        advance = self._at_once if self.program.simultaneous else self._in_turn
+        parameters, optimizers, made = advance(batches)
+        step = self.state.step + 1
+        self.state = State(self.updates.follow(parameters, step), optimizers, step)
+        return made
+
+    def _in_turn(self, batches: Iterator[Batch]) -> tuple[dict[str, jax.Array], dict[str, Any], dict[str, Any]]:
+        """Every update, as often as it says, in order."""
         parameters, optimizers, made = self.state.parameters, dict(self.state.optimizers), {}
         self._size = 0
-        if self.program.simultaneous:
-            inputs = {n: s for u in self.updates.each for n, s in u.inputs.items()}
-            batch = self._place(inputs, next(batches))
-            self._size = max(u.size(batch) for u in self.updates.each)
-            number = self.state.step + 1
-            parameters, optimizers, made = self.updates.together(parameters, optimizers, batch, number, self.frozen)
-        for update in () if self.program.simultaneous else self.updates.each:
+        for update in self.updates.each:
             for again in range(update.repeat):
                 batch = self._place(update.inputs, next(batches) if update.inputs else {})
                 self._size += update.size(batch)
@@ -205,9 +207,15 @@ class Trainer:
                 parameters, optimizers[update.name], made[update.name] = update.step(
                     parameters, optimizers[update.name], batch, number, self.frozen
                 )
-        step = self.state.step + 1
-        self.state = State(self.updates.follow(parameters, step), optimizers, step)
-        return made
+        return parameters, optimizers, made
+
+    def _at_once(self, batches: Iterator[Batch]) -> Any:
+        """All updates from the same parameters."""
+        batch = self._place({n: s for u in self.updates.each for n, s in u.inputs.items()}, next(batches))
+        self._size = max(u.size(batch) for u in self.updates.each)
+        return self.updates.together(
+            self.state.parameters, self.state.optimizers, batch, self.state.step + 1, self.frozen
+        )
 
     def _tell(self) -> None:
         """Lets data that depend on what is learned follow the run."""

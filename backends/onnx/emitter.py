@@ -18,6 +18,7 @@ from planform.compiler.ops.contract import Op
 from planform.compiler.size import Size, Symbol
 from planform.compiler.types import TensorType
 
+from .quantization.images import Convolution
 from .quantization.products import Product
 from .quantization.scheme import PLAIN, Quantization
 
@@ -93,6 +94,8 @@ class Emitter:
     below: dict[str, int] = field(default_factory=dict)
     sizes: dict[str, tuple[ir.Value, int]] = field(default_factory=dict)  # symbol -> (input, axis)
     products: list[Product] = field(default_factory=list)
+    convolutions: dict[ir.Value, Convolution] = field(default_factory=dict)  # result -> what it is of
+    images: dict[ir.Value, None] = field(default_factory=dict)  # those that 8 bits may hold, in order
     last_rounded: tuple[Any, Any] | None = None  # (which, the rounded matrix)
     bias_of: dict[ir.Value, tuple[ir.Value, ir.Value]] = field(default_factory=dict)  # sum -> (product, its bias)
     _merged: dict[tuple[ir.Value, int], ir.Value] = field(default_factory=dict)
@@ -276,6 +279,10 @@ class Emitter:
         if x not in self._turned:
             self._turned[x] = self.op("Transpose", x, perm=[0, 3, 1, 2])
         return self._turned[x]
+
+    def stands_turned(self, x: ir.Value) -> bool:
+        """Whether `turned` costs nothing."""
+        return x in self._turned
 
     def turned_back(self, y: ir.Value) -> ir.Value:
         """The inverse; nobody may need it: `turned` of the result costs nothing."""

@@ -47,6 +47,7 @@ class Lowered:
     max_positions  the longest stream; None: no state grows, and a stream may go on without end
     below   what the entries of integer inputs must be below (they look up rows of a table), by name
     products  every product with a weight matrix
+    images, kernels  what 8 bits may hold of convolutions: values, and how many numbers which kernel has
     quantization  how those are stored
     """
 
@@ -56,6 +57,8 @@ class Lowered:
     below: dict[str, int]
     max_positions: int | None
     products: list[Product] = field(default_factory=list)
+    images: list[ir.Value] = field(default_factory=list)
+    kernels: dict[str, int] = field(default_factory=dict)
     quantization: Quantization = PLAIN
 
 
@@ -261,7 +264,15 @@ def lower(
     computed = {x for n in nodes for x in n.outputs} - {s.present for s in m.states if s.layout != "plain"}
     values = {key: replaced.get(x, x) for key, x in run.values.items()}
     names = {key: str(x.name) for key, x in values.items() if x in computed}
-    return Lowered(model, names, m.states, m.below, longest, _used_products(m, used, replaced), quantization)
+    kernels = {
+        str(c.kernel.name): int(np.prod(c.kernel.shape.numpy()))
+        for y, c in m.convolutions.items()
+        if y in computed and c.kernel.shape is not None and is_weight(c.kernel)
+    }
+    return Lowered(
+        model, names, m.states, m.below, longest, _used_products(m, used, replaced),
+        [x for x in m.images if x in used], kernels, quantization,
+    )  # fmt: skip
 
 
 def _used_products(m: Emitter, used: set[ir.Value], replaced: Mapping[ir.Value, ir.Value]) -> list[Product]:

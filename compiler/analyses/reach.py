@@ -37,7 +37,7 @@ def is_along_stream(node: Node) -> bool:
     """Whether an op that reads positions or documents has been given them (see `Op.reads`)."""
     types = [v.type for v in node.inputs]
     own = len([t for t in node.op.tensors if not t.endswith("?")])
-    return len(types) >= own + len(node.op.parameters(*types)) + len(node.op.reads())
+    return len(types) >= own + sum(map(len, (node.op.parameters(*types), node.op.buffers(*types), node.op.reads())))
 
 
 def reach(graph: Graph) -> dict[Value, Reach]:

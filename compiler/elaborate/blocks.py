@@ -21,6 +21,7 @@ from planform.spec import (
 
 from ..binding import BindError, bind
 from ..ir import Argument, Buffer, Builder, Origin, Value, free_values, substitute
+from ..ops.contract import Op
 from ..ops.control import Repeat
 from ..ops.elementwise import Neg, number
 from ..parameters import slice_text
@@ -159,34 +160,40 @@ class Elaborator(Expressions):
         with self.inside(element, name):
             if cls.trains_only and not self.training and inputs:
                 return inputs[0]
-            try:
-                types = [v.type for v in inputs]
-                declared, buffers = op.parameters(*types), op.buffers(*types)
-            except TypeMismatch as e:
-                raise self.error(e.code, str(e), use.span, e.label, e.help) from None
-            for i, (key, decl) in enumerate(declared.items()):
-                if use.init is not None and i == 0:
-                    decl = replace(decl, init=use.init)
-                weight = self.parameter(key, decl, use.span)
-                inputs.append(self.through(use.weight, weight) if use.weight and i == 0 else weight)
-            if (use.init or use.weight) and not declared:
-                raise self.error("PF0302", f"`{cls.name}` has no parameters of its own", use.span)
-            if buffers and self.training and any(r.fits for r in self.regions):
-                message = f"`{cls.name}` changes what it keeps when it is evaluated, so it can't stand in an inner loop"
-                raise self.error("PF0512", message, use.span)
-            inputs += [self.parameter(key, decl, use.span, Buffer) for key, decl in buffers.items()]
+            changing = self.owned(op, use, inputs)
             inputs += self.implicit(op, inputs, use.span)
             try:
-                if not (buffers and self.training):
-                    return self.emit(op, *inputs, span=use.span)
-                result, *after = self.emit(op.training(), *inputs, span=use.span)
+                made = self.emit(op.training() if changing else op, *inputs, span=use.span)
             except SpecError as e:
                 raise self.with_sizes(e, use) from None
-            for key, value in zip(buffers, after, strict=True):
-                path = ".".join([*self.path, key])
+            if not changing:
+                return made
+            for path, value in zip(changing, made[1:], strict=True):
                 self.once |= {path} if op.once else set()
                 self.update(path, value)
-            return result
+            return made[0]
+
+    def owned(self, op: Op, use: OpUse, inputs: list[Value]) -> list[str]:
+        """Adds what a use of an op owns to its inputs. Returns the paths of the buffers that it changes here."""
+        try:
+            types = [v.type for v in inputs]
+            declared, buffers = op.parameters(*types), op.buffers(*types)
+        except TypeMismatch as e:
+            raise self.error(e.code, str(e), use.span, e.label, e.help) from None
+        if (use.init or use.weight) and not declared:
+            raise self.error("PF0302", f"`{op.name}` has no parameters of its own", use.span)
+        for i, (key, decl) in enumerate(declared.items()):
+            if use.init is not None and i == 0:
+                decl = replace(decl, init=use.init)
+            weight = self.parameter(key, decl, use.span)
+            inputs.append(self.through(use.weight, weight) if use.weight and i == 0 else weight)
+        inputs += [self.parameter(key, decl, use.span, Buffer) for key, decl in buffers.items()]
+        if not self.training:
+            return []
+        if buffers and any(r.fits for r in self.regions):
+            message = f"`{op.name}` changes what it keeps when it is evaluated, so it can't stand in an inner loop"
+            raise self.error("PF0512", message, use.span)
+        return [".".join([*self.path, key]) for key in buffers]
 
     def through(self, block: Block, weight: Value) -> Value:
         """A parameter as its op gets it: what a block makes of it. Raises: SpecError where that has another type."""

@@ -11,7 +11,7 @@ import numpy as np
 from ..ir import Builder, Init, Value
 from ..types import Dim, TensorType, TypeMismatch
 from .broadcast import Broadcast, SumTo
-from .contract import At, Cost, Op, ParameterDecl, register
+from .contract import At, Cost, Op, ParameterDecl, Reach, register
 from .elementwise import Add, Div, Mul, Sqrt, Square, Stop, number
 from .reduce import Sum
 
@@ -94,6 +94,9 @@ class SpectralNorm(Op):
 
     def decompose(self, b: Builder, *values: Value) -> Any:
         return self.iterate(b, *values)[0]
+
+    def reach(self) -> Reach:
+        return Reach(None, None)
 
     def cost(self, *inputs: TensorType) -> Cost:
         return Cost(5 * inputs[0].elements, 4 * inputs[0].elements)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -78,7 +79,8 @@ def faults(found: Tensors, want: WeightsMap) -> list[str]:
     """Every missing, extra or wrongly shaped tensor."""
     names = want.by_name()
     listed = [f"missing: {n} {list(t.shape)}" for n, t in names.items() if n not in found]
-    listed += [f"extra: {n} {list(found.shape(n))}" for n in found if n not in names and n not in want.ignore]
+    ignored = {n for n in found if any(fnmatchcase(n, glob) for glob in want.ignore)}
+    listed += [f"extra: {n} {list(found.shape(n))}" for n in found if n not in names and n not in ignored]
     return listed + [
         f"wrong shape: {n} is {list(found.shape(n))}, expected {list(t.shape)}"
         for n, t in names.items()

@@ -63,6 +63,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path} is damaged: {e}") from e
     if not isinstance(config, dict):
         raise UserError(f"{path} holds no mapping")
+    if isinstance(config.get("id2label"), dict):  # where they keep how many classes there are
+        config.setdefault("num_labels", len(config["id2label"]))
     return config
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from planform.backends import onnx
 from planform.backends.onnx.quantization import CACHE_WIDTH, PLAIN, Product, Quantization, Scheme
-from planform.backends.onnx.quantization.calibration import cache_scales, second_moments
+from planform.backends.onnx.quantization.calibration import cache_scales, image_ranges, second_moments
 from planform.compiler.ir import Graph
 from planform.compiler.passes.pipeline import optimise
 
@@ -104,7 +104,10 @@ class _Run:
             # A matrix that is also looked up is stored row by row: its use as a transposed one says how.
             if base.of(p.name, p.rows, p.columns) and (p.name not in self.products or p.transposed):
                 self.products[p.name] = p
-        if wish.weights and not self.products:
+        # Kernels of convolutions are whole numbers where images are, which takes kernels and ranges alike.
+        self.kernels = lowered.kernels if wish.weights == "int8" else {}
+        self.plain = lowered
+        if wish.weights and not self.products and not self.kernels:
             raise UserError("this model has no matrix to quantise", help="export it without --quantize")
 
     def scheme(self, p: Product) -> Scheme:
@@ -117,6 +120,7 @@ class _Run:
         plain = self.written(PLAIN, "float")
         self.want = outputs(plain, self.step, self.entries.held_out)
         self.cache = self.scales(plain)
+        self.images = image_ranges(self.plain, self.entries.calibration) if self.kernels else {}
         self.calibrate({name: [self.scheme(p)] for name, p in self.products.items()})
         chosen, value = self.fitted()
         quantization = self.quantization(chosen)
@@ -129,7 +133,7 @@ class _Run:
         return Choice(replace(quantization, told=told), limits, told)
 
     def quantization(self, chosen: Chosen) -> Quantization:
-        return Quantization(self.wish.scheme(), chosen, self.store.round, self.cache)
+        return Quantization(self.wish.scheme(), chosen, self.store.round, self.cache, self.images)
 
     def written(self, quantization: Quantization, name: str) -> Path:
         try:
@@ -214,6 +218,8 @@ class _Run:
                 if scheme is None
                 else f"{scheme.kind}, {'blocks of ' + str(scheme.block) if scheme.block else 'a scale a column'}"
             ] += p.rows * p.columns  # noqa: E501
+        if self.kernels:
+            kinds["int8, a scale a channel"] = sum(self.kernels.values())
         first = next(iter(self.entries.held_out.values()))
         metric = " + ".join(sorted(set(self.metrics.values())))
         return {

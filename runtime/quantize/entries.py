@@ -24,6 +24,9 @@ CALIBRATION, ROWS = 16384, 8
 HELD_OUT = 16
 """Streams to measure on."""
 
+PICTURES, PICTURES_HELD_OUT = 512, 256
+"""For networks of convolutions: images whose values say what ranges 8 bits are spread over, and those to measure on."""
+
 LENGTH = 256
 """Entries of a stream, where the data doesn't say."""
 
@@ -80,7 +83,7 @@ def _of_text(run: Path, graph: Graph, text: Path) -> Entries:
 
 
 def _of_data(run: Path, graph: Graph) -> Entries:
-    from ..data import Share, TextData
+    from ..data import Share
     from ..evaluate import as_it_ran
     from ..train import open_data
 
@@ -93,10 +96,12 @@ def _of_data(run: Path, graph: Graph) -> Entries:
     missing = [n for n in names if n not in first]
     if missing:
         raise UserError(f"the run's data have no `{missing[0]}`, which `{graph.name}` takes")
-    entries = first[names[0]][:, ..., None].size if not isinstance(data, TextData) else first[names[0]].size
-    count = max(1, CALIBRATION // max(entries, 1))
+    if any(node.op.name == "conv2d" for node in graph.walk()):
+        count, held = PICTURES // ROWS, PICTURES_HELD_OUT
+    else:
+        count, held = max(1, CALIBRATION // max(first[names[0]].size, 1)), HELD_OUT
     chunks = [{n: data.batch(i)[n] for n in names} for i in range(count)]
-    kept = list(data.heldout(-(-HELD_OUT // ROWS)))
+    kept = list(data.heldout(-(-held // ROWS)))
     held_out = {n: np.concatenate([batch[n] for batch in kept]) for n in names}
     return Entries(chunks, held_out, "the run's own held-out data")
 

@@ -83,6 +83,7 @@ def test_float32_agrees_with_the_reference(name: str) -> None:
 
 # Ops whose results don't move with their float inputs, or whose gradient is defined not to be the slope.
 FLAT = {"less", "less_equal", "equal", "stop", "bfloat16"}  # whose gradient is no slope
+FLAT |= {"spectral_norm", "spectral_norm_training"}  # tests/runtime/test_spectral_norm.py has theirs
 
 
 def slopes(op: Op, types: list[TensorType], arrays: list[np.ndarray], weights: list[np.ndarray]) -> list[Any]:

@@ -22,7 +22,7 @@ from planform.compiler.types import Dim, TensorType
 from planform.spec import SpecError, load_text
 
 DRAWN = sorted(set(OPS) - {"repeat"})
-NO_SLOPE = {"stop", "bfloat16"}  # whose gradient is defined not to be it
+NO_SLOPE = {"stop", "bfloat16", "spectral_norm", "spectral_norm_training"}  # whose gradient is defined not to be it
 OF_EXCLUDED = {"attend_local", "linear_soft_cross_entropy"}  # that decompose into what can't be differentiated
 
 

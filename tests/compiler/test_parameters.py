@@ -29,6 +29,7 @@ def test_the_same_for_the_same_name_and_seed(name: str) -> None:
         (Init("uniform", (0.005, 0.1)), 0.005, 0.1),
         (Init("uniform_fan_in"), -((3 / 400) ** 0.5), (3 / 400) ** 0.5),
         (Init("uniform_fan_in", (2.0, 0.3)), -0.3 * (3 / 120_000) ** 0.5, 0.3 * (3 / 120_000) ** 0.5),
+        (Init("glorot", (2.0,)), -2 * (6 / 700) ** 0.5, 2 * (6 / 700) ** 0.5),  # between the fans in and out
         (Init("siren_first"), -1 / 400, 1 / 400),  # one over the fan in
         (Init("siren", (30.0,)), -((6 / 400) ** 0.5) / 30, (6 / 400) ** 0.5 / 30),
         (Init("siren", (10.0, 2.0)), -((6 / 120_000) ** 0.5) / 10, (6 / 120_000) ** 0.5 / 10),  # over two dims

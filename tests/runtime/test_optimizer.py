@@ -52,6 +52,11 @@ def test_schedules(name, halfway, last):
     assert float(rate(10_000)) == pytest.approx(2.0 * last, abs=1e-7)
 
 
+def test_a_schedule_may_stay_at_its_peak():
+    rate = schedule(recipe("warmup_linear", peak=2.0, warmup=4, hold=10), 18)
+    np.testing.assert_allclose([float(rate(n)) for n in (2, 4, 9, 14, 16, 18)], [1, 2, 2, 2, 1, 0], atol=1e-6)
+
+
 def test_a_schedule_may_end_before_the_run_and_begin_at_its_peak():
     rate = schedule(recipe("warmup_cosine", peak=1.0, steps=20, end=0.5), 100)
     assert float(rate(0)) == 1.0

@@ -2,7 +2,7 @@
 
 from .products import Product, lookup, product
 from .rounding import Rounded, rounded
-from .scheme import CACHE_WIDTH, KINDS, PLAIN, Quantization, Scheme
+from .scheme import CACHE_WIDTH, KINDS, PLAIN, Quantization, Range, Scheme
 
 __all__ = [
     "CACHE_WIDTH",
@@ -10,6 +10,7 @@ __all__ = [
     "PLAIN",
     "Product",
     "Quantization",
+    "Range",
     "Rounded",
     "Scheme",
     "lookup",

@@ -14,6 +14,7 @@ from ..lowering import IR_VERSION, Lowered
 from ..session import MODEL, PAST, Session, load, run
 from ..writing import save
 from .products import Product
+from .scheme import Range
 
 Inputs = Mapping[str, np.ndarray]
 
@@ -53,23 +54,40 @@ def _groups(products: Sequence[Product], at_once: int) -> Iterator[list[Product]
 
 def _pass(lowered: Lowered, group: Sequence[Product], inputs: Sequence[Inputs]) -> dict[str, np.ndarray]:
     """The mean of x x^T for the inputs of some products, by the input's name."""
-    graph = lowered.model.graph
     seen = {str(p.x.name): p for p in group}
-    part = ir.convenience.extract(graph, graph.inputs, [p.x for p in seen.values()])
-    part.name = graph.name
-    model = ir.Model(part, ir_version=IR_VERSION)
     totals = {name: np.zeros((p.rows, p.rows), np.float32) for name, p in seen.items()}
     entries = dict.fromkeys(seen, 0)
+    for found in _inside(lowered, [p.x for p in seen.values()], inputs):
+        for name, x in found.items():
+            flat = x.reshape(-1, x.shape[-1])
+            totals[name] += flat.T @ flat
+            entries[name] += len(flat)
+    return {name: total / max(entries[name], 1) for name, total in totals.items()}
+
+
+def _inside(
+    lowered: Lowered, values: Sequence[ir.Value], inputs: Sequence[Inputs]
+) -> Iterator[Mapping[str, np.ndarray]]:
+    """Values inside the model, by name, for each of the inputs."""
+    graph = lowered.model.graph
+    part = ir.convenience.extract(graph, graph.inputs, values)
+    part.name = graph.name
     with tempfile.TemporaryDirectory() as scratch:
-        save(model, Path(scratch) / MODEL)
+        save(ir.Model(part, ir_version=IR_VERSION), Path(scratch) / MODEL)
         session = load(scratch)
         for chunk in inputs:
-            for name, x in run(session, new_streams(session, chunk)).items():
-                flat = x.reshape(-1, x.shape[-1])
-                totals[name] += flat.T @ flat
-                entries[name] += len(flat)
+            yield run(session, new_streams(session, chunk))
         del session
-    return {name: total / max(entries[name], 1) for name, total in totals.items()}
+
+
+def image_ranges(lowered: Lowered, inputs: Sequence[Inputs]) -> dict[str, Range]:
+    """What the values of the images that 8 bits may hold lie between, by name; a model in float32."""
+    found: dict[str, Range] = {}
+    for values in _inside(lowered, lowered.images, inputs):
+        for name, x in values.items():
+            before = found.get(name, Range(0.0, 0.0))
+            found[name] = Range(min(before.low, float(x.min())), max(before.high, float(x.max())))
+    return found
 
 
 def new_streams(session: object, chunk: Inputs) -> dict[str, np.ndarray]:

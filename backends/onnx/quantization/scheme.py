@@ -49,6 +49,22 @@ class Scheme:
         return self if self.block else Scheme("w8", 128)
 
 
+@dataclass(frozen=True)
+class Range:
+    """The values of an image, which 8 bits are spread over; 0 is one of those that they tell exactly."""
+
+    low: float
+    high: float
+
+    @property
+    def scale(self) -> np.float32:
+        return np.float32(max(max(self.high, 0.0) - min(self.low, 0.0), 1e-6) / 255)
+
+    @property
+    def zero(self) -> int:
+        return int(np.clip(np.rint(-min(self.low, 0.0) / self.scale), 0, 255))
+
+
 Round = Callable[[str, Callable[[], np.ndarray], Scheme], Rounded]
 """(name of a matrix, its array [out, in], scheme) -> the rounded matrix."""
 
@@ -66,6 +82,7 @@ class Quantization:
     scheme  of every matrix of at least `least` entries
     chosen  by the matrix's name, what holds instead; None: float32
     round   makes the numbers, when the file is written
+    images  ranges of images by the name of the value, which with their kernels take 8 bits; the others stay float32
     cache   scales float32[heads, width] of an 8 bit cache by the path of the state; other states stay as they are
     told    what the contract is to say of it
     """
@@ -74,6 +91,7 @@ class Quantization:
     chosen: Mapping[str, Scheme | None] = field(default_factory=dict)
     round: Round = nearest
     cache: Mapping[str, np.ndarray] = field(default_factory=dict)
+    images: Mapping[str, Range] = field(default_factory=dict)
     least: int = LEAST
     told: Mapping[str, Any] = field(default_factory=dict)
 

@@ -3,6 +3,7 @@ once, and what follows it goes on with the turned one (`Emitter.turned`)."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from planform.compiler.size import Size
 from planform.compiler.types import TensorType
 
 from ..emitter import is_weight
+from ..quantization.images import Convolution, convolution, in_8_bits
 from .registry import Emitter, Node, rule
 from .sequence import indices
 from .shape import product
@@ -38,7 +40,7 @@ def back(m: Emitter, y: ir.Value, t: TensorType) -> ir.Value:
 
 
 @rule("conv2d")
-def conv2d(m: Emitter, node: Node, x: ir.Value, weight: ir.Value, *bias: ir.Value) -> ir.Value:
+def conv2d(m: Emitter, node: Node, x: ir.Value, weight: ir.Value, bias: ir.Value | None = None) -> ir.Value:
     op: Any = node.op
     axes = op.geometry()
     shape = [int(node.inputs[1].type.sizes[i]) for i in (3, 2, 0, 1)]  # type: ignore[arg-type]
@@ -47,11 +49,47 @@ def conv2d(m: Emitter, node: Node, x: ir.Value, weight: ir.Value, *bias: ir.Valu
         weight = m.fold(":kernel", shape, lambda a: a.transpose(order), weight)
     else:
         weight = m.transpose(weight, order)
-    y = m.op(
-        "Conv", turned(m, x, node.inputs[0].type), weight, *bias, kernel_shape=[a.taps for a in axes],
-        strides=[a.stride for a in axes], dilations=[a.dilation for a in axes], pads=edges(op), group=op.groups,
-    )  # fmt: skip
+    how = {
+        "kernel_shape": [a.taps for a in axes], "strides": [a.stride for a in axes],
+        "dilations": [a.dilation for a in axes], "pads": edges(op), "group": op.groups,
+    }  # fmt: skip
+    y = convolution(m, Convolution(turned(m, x, node.inputs[0].type), weight, bias, how))
     return back(m, y, node.output.type)
+
+
+@rule("batch_norm")
+def batch_norm(m: Emitter, node: Node, x: ir.Value, *given: ir.Value) -> ir.Value:
+    """Into the weights of the convolution before it, where there is one; else a factor and a shift."""
+    op: Any = node.op
+    *affine, mean, variance = given
+    width = [int(node.output.type.sizes[-1])]  # type: ignore[arg-type]
+
+    def factor(*arrays: np.ndarray) -> np.ndarray:
+        found: np.ndarray = 1 / np.sqrt(arrays[-1] + op.epsilon)
+        return found * arrays[0] if affine else found
+
+    def shift(*arrays: np.ndarray) -> np.ndarray:
+        found: np.ndarray = -arrays[-2] * factor(*arrays)
+        return found + arrays[1] if affine else found
+
+    if not all(map(is_weight, given)):
+        y = m.op("Div", m.op("Sub", x, mean), m.op("Sqrt", m.op("Add", variance, m.constant(op.epsilon))))
+        return m.op("Add", m.op("Mul", y, affine[0]), affine[1]) if affine else y
+    conv = m.convolutions.get(m.turned(x)) if m.stands_turned(x) else None
+    if conv is None or not is_weight(conv.kernel) or (conv.bias is not None and not is_weight(conv.bias)):
+        if m.stands_turned(x):
+            both = affine or [m.constant(np.ones(width)), m.constant(np.zeros(width))]
+            y = m.op("BatchNormalization", m.turned(x), *both, mean, variance, epsilon=op.epsilon)
+            return m.turned_back(y)
+        scaled = m.op("Mul", x, m.fold(":factor", width, factor, *given))
+        return m.op("Add", scaled, m.fold(":shift", width, shift, *given))
+    assert conv.kernel.shape is not None
+    n, bias = len(given), [conv.bias] if conv.bias is not None else []
+    kernel = m.fold(
+        ":folded", conv.kernel.shape.numpy(), lambda *a: a[n] * factor(*a[:n]).reshape(-1, 1, 1, 1), *given, conv.kernel
+    )
+    start = m.fold(":bias", width, lambda *a: shift(*a[:n]) + (a[n] * factor(*a[:n]) if bias else 0), *given, *bias)
+    return m.turned_back(convolution(m, replace(conv, kernel=kernel, bias=start)))
 
 
 @rule("max_pool", "avg_pool")
@@ -59,7 +97,7 @@ def pool(m: Emitter, node: Node, x: ir.Value) -> ir.Value:
     op: Any = node.op
     axes = op.geometry()
     y = m.op(
-        "MaxPool" if op.name == "max_pool" else "AveragePool", turned(m, x, node.inputs[0].type),
+        "MaxPool" if op.name == "max_pool" else "AveragePool", in_8_bits(m, turned(m, x, node.inputs[0].type)),
         kernel_shape=[a.taps for a in axes], strides=[a.stride for a in axes], pads=edges(op),
     )  # fmt: skip
     return back(m, y, node.output.type)

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from planform.compiler.types import TensorType, alignment, promote
 
+from ..quantization.images import in_8_bits
 from .registry import Emitter, Node, rule
 
 _NAMES = {
@@ -40,6 +41,12 @@ def operands(m: Emitter, node: Node, *inputs: ir.Value, dtype: str | None = None
 
 @rule(*_NAMES)
 def simple(m: Emitter, node: Node, *inputs: ir.Value) -> ir.Value:
+    images = {x: v.type for x, v in zip(inputs, node.inputs) if v.type.rank}
+    if images and all(m.stands_turned(x) and t == node.output.type for x, t in images.items()):
+        # Images stay as convolutions have them; a sum of two is one of whole numbers where they are.
+        both = len(images) == 2 and node.op.name == "add"
+        given = [m.turned(x) if x in images else x for x in inputs]
+        return m.turned_back(m.op(_NAMES[node.op.name], *((in_8_bits(m, x) for x in given) if both else given)))
     floats = node.output.type.dtype if getattr(node.op, "floats", False) else None
     return m.op(_NAMES[node.op.name], *operands(m, node, *inputs, dtype=floats))
 

@@ -2,6 +2,7 @@
 
 from . import (
     attention,
+    batch_norm,
     cache,
     convolution,
     elementwise,
@@ -18,5 +19,6 @@ from .contract import EXCLUDED, RULES, Call, Default, Lazy, Rule, dtype_of, rule
 
 __all__ = ["EXCLUDED", "RULES", "Call", "Default", "Lazy", "Rule", "dtype_of", "rule"]
 _families = (
-    attention, cache, convolution, elementwise, field, linear, loss, norm, recurrence, sequence, shape, soft_loss,
+    attention, batch_norm, cache, convolution, elementwise, field, linear, loss, norm, recurrence, sequence, shape,
+    soft_loss,
 )  # fmt: skip

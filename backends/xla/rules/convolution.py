@@ -1,9 +1,10 @@
-"""Convolutions and pools of images [.., height, width, channels]."""
+"""Convolutions and pools of images [.., height, width, channels]. The choices for CPUs are measured (../README.md)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,31 +13,128 @@ from jax import lax
 
 from planform.compiler.ops import convolution as ops
 from planform.compiler.ops import pooling, windows
+from planform.compiler.ops.windows import Axis
 
 from .contract import Call, rule
+from .linear import matmul
 
-Pads = list[tuple[int, int]]
+Axes = tuple[Axis, Axis]
 
 
-def pads(op: windows.Windowed) -> Pads:
-    return [(a.before, a.after) for a in op.geometry()]
+FEW = 64
+"""Windows on an image up to which a convolution is a product with the cells of each, written out, on CPUs."""
 
 
 @rule(ops.Conv2d)
 def conv2d(call: Call, x: jax.Array, weight: jax.Array, *bias: jax.Array) -> jax.Array:
-    op, axes = call.op, call.op.geometry()
-    y = lax.conv_general_dilated(
-        x.reshape(-1, *x.shape[-3:]), weight, [a.stride for a in axes], pads(op),
-        rhs_dilation=[a.dilation for a in axes], dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=op.groups,
-    )  # fmt: skip
-    y = y.reshape(*x.shape[:-3], *y.shape[1:])
+    op, axes, count = call.op, call.op.geometry(), call.outputs[0].shape({})[-3:-1]
+    one = axes[0].taps == axes[1].taps == 1
+    if call.policy.platform == "cpu" and op.groups == 1 and (one or math.prod(count) <= FEW):
+        padded = _padded(x, axes)
+        cells = [_tap(padded, axes, tap, count) for tap in _taps(axes)]
+        y = _product(call, cells[0] if one else jnp.concatenate(cells, -1), weight)
+    else:
+        y = lax.conv_general_dilated(
+            x.reshape(-1, *x.shape[-3:]), weight, [a.stride for a in axes], _pads(axes),
+            rhs_dilation=[a.dilation for a in axes], dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=op.groups,
+        )  # fmt: skip
+        y = y.reshape(*x.shape[:-3], *y.shape[1:])
     return y + bias[0] if bias else y
+
+
+def _product(call: Call, x: jax.Array, weight: jax.Array) -> jax.Array:
+    """x [.., height, width, k] times a kernel as one matrix, which XLA has a better way with than with kernels."""
+    split = any(call.split(call.inputs[0])[1:-1])  # devices that share an image's cells would take them to each other
+    y = matmul(x if split else x.reshape(-1, x.shape[-1]), weight)
+    return y.reshape(*x.shape[:-1], -1)
+
+
+# -- cells of windows --------------------------------------------------------------------------------------------
+
+
+def _pads(axes: Axes) -> list[tuple[int, int]]:
+    return [(a.before, a.after) for a in axes]
+
+
+def _padded(x: jax.Array, axes: Axes, fill: float = 0.0) -> jax.Array:
+    around = [*[(0, 0)] * (x.ndim - 3), *_pads(axes), (0, 0)]
+    return jnp.pad(x, around, constant_values=fill) if any(map(any, around)) else x
+
+
+def _tap(padded: jax.Array, axes: Axes, tap: Sequence[int], count: Sequence[int]) -> jax.Array:
+    """The cells that one tap of all windows meets: [.., height', width', channels]."""
+    rows, columns = (a.slice(i, n) for a, i, n in zip(axes, tap, count))
+    return padded[..., rows, columns, :]
+
+
+def _laid(part: jax.Array, axes: Axes, tap: Sequence[int], image: Sequence[int]) -> jax.Array:
+    """What belongs to the cells that a tap meets where they are in an image, zeros elsewhere."""
+    edges = [(0, 0, 0)] * part.ndim
+    for k, (a, i, n) in enumerate(zip(axes, tap, image)):
+        before = i * a.dilation - a.before  # below zero: cells of the padding are cut off
+        covered = (part.shape[k - 3] - 1) * a.stride + 1
+        edges[part.ndim - 3 + k] = (before, n - before - covered, a.stride - 1)
+    return lax.pad(part, jnp.zeros((), part.dtype), edges)
+
+
+def _taps(axes: Axes) -> list[tuple[int, int]]:
+    return [(i, j) for i in range(axes[0].taps) for j in range(axes[1].taps)]
+
+
+@rule(windows.Windows)
+def windows_of(call: Call, x: jax.Array) -> jax.Array:
+    axes, count = call.op.geometry(), call.outputs[0].shape({})[-5:-3]
+    x = _padded(x, axes, call.op.fill)
+    found = jnp.stack([_tap(x, axes, tap, count) for tap in _taps(axes)], -2)
+    return found.reshape(call.outputs[0].shape({}))
+
+
+@rule(windows.OverlapAdd)
+def overlap_add(call: Call, x: jax.Array) -> jax.Array:
+    axes, image = call.op.geometry(), call.outputs[0].shape({})[-3:-1]
+    return sum((_laid(x[..., i, j, :], axes, (i, j), image) for i, j in _taps(axes)), jnp.zeros((), x.dtype))
+
+
+# -- pools -------------------------------------------------------------------------------------------------------
 
 
 @rule(pooling.MaxPool)
 def max_pool(call: Call, x: jax.Array) -> jax.Array:
+    if call.policy.platform == "cpu":
+        return largest(call.op.geometry(), x)
     return _reduced(call.op, x, -jnp.inf, lax.max)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def largest(axes: Axes, x: jax.Array) -> jax.Array:
+    """The largest cell of each window. The gradient flows to the first of equal ones, as XLA's own does; that is made
+    by going through the windows one by one on CPUs, this by comparing tap by tap."""
+    count = [a.count(n) for a, n in zip(axes, x.shape[-3:-1])]
+    padded, found = _padded(x, axes, -jnp.inf), None
+    for tap in _taps(axes):
+        part = _tap(padded, axes, tap, count)
+        found = part if found is None else jnp.maximum(found, part)
+    assert found is not None
+    return found
+
+
+def _largest_forward(axes: Axes, x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    y = largest(axes, x)
+    return y, (x, y)
+
+
+def _largest_backward(axes: Axes, kept: tuple[jax.Array, jax.Array], above: jax.Array) -> tuple[jax.Array]:
+    x, y = kept
+    padded, seen, total = _padded(x, axes, -jnp.inf), jnp.zeros(y.shape, bool), jnp.zeros((), x.dtype)
+    for tap in _taps(axes):
+        hit = (_tap(padded, axes, tap, y.shape[-3:-1]) == y) & ~seen
+        seen = seen | hit
+        total = total + _laid(jnp.where(hit, above, 0), axes, tap, x.shape[-3:-1])
+    return (total,)
+
+
+largest.defvjp(_largest_forward, _largest_backward)
 
 
 @rule(pooling.AvgPool)
@@ -51,35 +149,6 @@ def _reduced(op: windows.Windowed, x: jax.Array, start: float, function: Callabl
     """A reduction of each window."""
     lead, axes = x.ndim - 3, op.geometry()
     sizes, strides = ([*[1] * lead, *n, 1] for n in ([a.taps for a in axes], [a.stride for a in axes]))
-    padding = [*[(0, 0)] * lead, *pads(op), (0, 0)]
+    padding = [*[(0, 0)] * lead, *_pads(axes), (0, 0)]
     found: jax.Array = lax.reduce_window(x, np.asarray(start, x.dtype), function, sizes, strides, padding)
     return found
-
-
-@rule(windows.Windows)
-def windows_of(call: Call, x: jax.Array) -> jax.Array:
-    rows, columns = call.op.geometry()
-    h, w = call.outputs[0].shape({})[-5:-3]
-    x = jnp.pad(x, [*[(0, 0)] * (x.ndim - 3), *pads(call.op), (0, 0)], constant_values=call.op.fill)
-    found = [
-        jnp.stack([x[..., rows.slice(i, h), columns.slice(j, w), :] for j in range(columns.taps)], -2)
-        for i in range(rows.taps)
-    ]
-    return jnp.stack(found, -3)
-
-
-@rule(windows.OverlapAdd)
-def overlap_add(call: Call, x: jax.Array) -> jax.Array:
-    axes, image = call.op.geometry(), call.outputs[0].shape({})[-3:-1]
-    zero, total = jnp.zeros((), x.dtype), jnp.zeros((), x.dtype)
-    for i in range(axes[0].taps):
-        for j in range(axes[1].taps):
-            part = x[..., i, j, :]
-            edges = [(0, 0, 0)] * part.ndim
-            for k, (a, tap, n) in enumerate(zip(axes, (i, j), image)):
-                # Where the tap's cells stand in the image; those in the padding are cut off.
-                before = tap * a.dilation - a.before
-                covered = (part.shape[k - 3] - 1) * a.stride + 1
-                edges[part.ndim - 3 + k] = (before, n - before - covered, a.stride - 1)
-            total = total + lax.pad(part, zero, edges)
-    return total

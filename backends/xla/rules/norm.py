@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,7 +11,6 @@ import numpy as np
 from jax import lax
 
 from planform.compiler.ops import norm as ops
-from planform.compiler.ops.batch_norm import BatchNorm, BatchNormTraining
 from planform.compiler.ops.spectral_norm import TINY, SpectralNorm, SpectralNormTraining
 
 from ..policy import wide
@@ -56,25 +54,6 @@ def layer_norm(call: Call, x: jax.Array, scale: jax.Array, *bias: jax.Array) -> 
     return y + bias[0] if bias else y
 
 
-@rule(BatchNorm, floats="wide")
-def batch_norm(call: Call, x: jax.Array, *rest: jax.Array) -> jax.Array:
-    *affine, mean, variance = rest
-    return _affine((x - mean) * lax.rsqrt(variance + call.op.epsilon), affine)
-
-
-@rule(BatchNormTraining, floats="wide")
-def batch_norm_training(call: Call, x: jax.Array, *rest: jax.Array) -> tuple[jax.Array, ...]:
-    *affine, mean, variance = rest
-    rows = x.reshape(call.op.groups, -1, *x.shape[1:])
-    over = tuple(range(1, rows.ndim - 1))
-    m = jnp.mean(rows, over, keepdims=True)
-    v = jnp.mean(jnp.square(rows - m), over, keepdims=True)
-    y = ((rows - m) * lax.rsqrt(v + call.op.epsilon)).reshape(x.shape)
-    new = (jnp.mean(s.reshape(-1, s.shape[-1]), 0) for s in (m, v))
-    after = (old + (1 - call.op.decay) * (now - old) for old, now in zip((mean, variance), new))
-    return (_affine(y, affine), *after)
-
-
 @rule(SpectralNorm, SpectralNormTraining, floats="wide")
 def spectral_norm(call: Call, x: jax.Array, u: jax.Array) -> Any:
     axis = call.op.axis % x.ndim
@@ -88,10 +67,6 @@ def spectral_norm(call: Call, x: jax.Array, u: jax.Array) -> Any:
 
 def _unit(x: jax.Array) -> jax.Array:
     return x / (jnp.linalg.norm(x) + TINY)
-
-
-def _affine(y: jax.Array, affine: Sequence[jax.Array]) -> jax.Array:
-    return y * affine[0] + affine[1] if affine else y
 
 
 @rule(ops.Softmax, floats="wide")

@@ -1,0 +1,25 @@
+"""ResNet-50's training step beside flax's and torch's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.benchmarks.ratios import judged
+from tests.benchmarks.resnet import measure
+from tests.evidence import row
+
+AIM = 2.0
+
+
+@row(
+    "replicator_models",
+    "resnet_step",
+    "ResNet-50's training step (loss and gradients, batch 8, 224 x 224, float32, CPU): at least 2 x the same network "
+    "written in flax; transformers' in torch beside it; rounds in turn",
+    6,
+)
+def resnet_step() -> tuple[Any, bool | str]:
+    found = measure(rounds=7)
+    low, high = found["flax"]["interval"]
+    same = all(found[n]["gradient_differs"] < 1e-2 for n in ("flax", "torch"))
+    return found, judged(low, high, AIM) if same else False
