@@ -53,7 +53,8 @@ def play(
     def see(episode: int, shown: Environment) -> None:
         nonlocal clock
         if not episode and clock < seconds and clock * FRAMES >= len(frames):
-            frames.append(Image.fromarray(shown.picture(*size)))
+            # Without dithering what stands still takes no space.
+            frames.append(Image.fromarray(shown.picture(*size)).quantize(128, dither=Image.Dither.NONE))
         clock += shown.seconds
 
     returns = played(how, parameters_of_run(run, step), episodes, seed, see if out is not None else None)
