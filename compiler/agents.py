@@ -18,8 +18,20 @@ FIELDS = ("observation", "action", "reward", "discount", "next_observation", "we
 """What a replay gives, in this order; the weight only where it draws by priority."""
 
 
+LEAST = {"n": 1, "gamma": 0, "noise": 0, "repeat": 1, "first": 1, "ratio": 0.01, "priority": 0, "actors": 0}
+"""What the arguments of a replay are at least."""
+
+
 def check_fields(data: Recipe) -> None:
-    """Raises: SpecError unless there is a name for everything that a replay gives."""
+    """Raises: SpecError unless there is a name for everything that a replay gives, and its numbers make sense."""
+    a = data.arguments
+    wrong = [f"`{k}` is {a[k]:g}, it must be at least {least:g}" for k, least in LEAST.items() if a[k] < least]
+    if a["gamma"] > 1:
+        wrong.append(f"`gamma` is {a['gamma']:g}, it must be at most 1")
+    if a["capacity"] < a["first"]:
+        wrong.append(f"a `capacity` of {a['capacity']:,} never holds the `first` {a['first']:,} transitions")
+    if wrong:
+        raise SpecError(Diagnostic("PF0502", wrong[0], data.span))
     wanted = FIELDS[: 6 if data.arguments["priority"] else 5]
     if len(data.fields) != len(wanted):
         help = f"replay({', '.join(wanted)}, ..): names of these, in this order"

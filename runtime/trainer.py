@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import jax
 import numpy as np
@@ -21,6 +21,7 @@ from planform.compiler.program import Program
 
 from .checkpoint import Checkpoints
 from .data import Batch, DataSource
+from .data.source import Following
 from .errors import UserError
 from .mesh import mesh_text
 from .state import State, restore
@@ -237,7 +238,7 @@ class Trainer:
         for name, metrics in jax.device_get(made).items():
             prefix = f"{name}/" if len(self.updates.each) > 1 else ""
             if PRIORITY in metrics:
-                self.data.learned(metrics.pop(PRIORITY))
+                cast(Following, self.data).learned(metrics.pop(PRIORITY))
             values.update({prefix + k: float(v) for k, v in metrics.items() if k != "weight"})
         clock.tick(self._size)
         broken = [k for k, v in values.items() if not math.isfinite(v)]

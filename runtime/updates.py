@@ -31,6 +31,7 @@ from .targets import Slow
 
 Arrays = dict[str, jax.Array]
 
+DRAWN = ("uniform", "normal")
 HELDOUT = 20113
 """Of the draws that are measured with; no run's own seed changes them."""
 
@@ -44,17 +45,18 @@ class Layout:
     policy: Policy
 
     def inputs(self, graph: Graph) -> dict[str, NamedSharding]:
-        """Where the data that a graph reads goes."""
+        """Where the data that a graph reads goes; what is drawn is none."""
         return {
             v.name: NamedSharding(self.mesh, PartitionSpec(*spec_for(v.type, self.rules, self.mesh.axis_names)))
             for v in graph.of_kind(Input)
+            if v.default not in DRAWN
         }
 
 
 class Updates:
     """A program on a mesh. Its parameters and buffers are stored as the first graph that has them stores them.
 
-    storage    what a run changes, and keeps in checkpoints
+    storage    what a run changes, slow copies too, and keeps in checkpoints
     frozen     what other specs bring
     shardings  where each of both is
     """
@@ -134,7 +136,7 @@ class Updates:
 class OneUpdate:
     """One loss with its optimizer.
 
-    initial(trained parameters) -> optimizer state
+    initial(trained parameters) -> optimizer state, which lives where `state` says
     step(parameters, optimizer state, batch, number, frozen) -> (parameters, optimizer state, metrics); the first two
     are donated. number is that of the update, from 1. Buffers that the loss changes are among the parameters.
     measure(parameters, batch, frozen, number) -> ({"heldout_loss" and metrics: each * weight}, weight): for `means`;
@@ -172,8 +174,7 @@ class OneUpdate:
         updates = program.steps * update.repeat
         self.transformation = optimizer(update.optimizer, own, self.trained, updates)
         self._rate: Schedule = schedule(update.optimizer.arguments["learning_rate"], updates)
-        inputs = layout.inputs(update.loss) | layout.inputs(update.heldout)
-        self.inputs = {n: s for n, s in inputs.items() if n in program.data.fields}
+        self.inputs = layout.inputs(update.loss) | layout.inputs(update.heldout)
         self._dtype = DTYPES[layout.policy.wide]
         whole = NamedSharding(layout.mesh, PartitionSpec())
         first = {n: jax.ShapeDtypeStruct(own[n].type.shape({}), DTYPES[layout.policy.stored]) for n in self.trained}

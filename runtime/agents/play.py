@@ -47,13 +47,14 @@ def play(
         raise UserError(f"{run} holds no agent, it learned from {chosen.data.name}")
     if environment is not None:
         chosen = with_environment(chosen, environment)
-    how, frames = play_of(chosen), []
-    clock = 0.0
+    how, clock = play_of(chosen), 0.0
+    frames: list[Image.Image] = []
 
     def see(episode: int, shown: Environment) -> None:
         nonlocal clock
         if not episode and clock < seconds and clock * FRAMES >= len(frames):
-            frames.append(Image.fromarray(shown.picture(*size)))
+            # Without dithering what stands still takes no space.
+            frames.append(Image.fromarray(shown.picture(*size)).quantize(128, dither=Image.Dither.NONE))
         clock += shown.seconds
 
     returns = played(how, parameters_of_run(run, step), episodes, seed, see if out is not None else None)

@@ -81,7 +81,7 @@ def measure(rounds: int = 15, side: int = 224, threads: int = 2) -> dict[str, An
             save(lowered.model, Path(scratch) / f"{name}.onnx")
             made[name] = _runs(session(Path(scratch) / f"{name}.onnx", threads), "image", image)
         file = Path(scratch) / "torch.onnx"
-        torch.onnx.export(Logits(model), (torch.from_numpy(turned),), str(file), dynamo=False)
+        torch.onnx.export(Logits(model).eval(), (torch.from_numpy(turned),), str(file), dynamo=False)
         theirs = session(file, threads)
         made["torch's exporter"] = _runs(theirs, theirs.get_inputs()[0].name, turned)
         made["torch"] = lambda: _eager(model, turned)

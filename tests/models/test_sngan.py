@@ -113,7 +113,7 @@ def test_published_sizes() -> None:
     """The generators, counted by hand from the layers of the authors' code."""
     for name, size, top in (("sngan", "imagenet", 16), ("sngan_64", "imagenet", 8)):
         ch, classes, spec = 64, 1000, load(name, size)
-        widths = [top * ch, *(m * ch for m in (16, 8, 4, 2, 1) if m <= top)]
+        widths = [16 * ch, *(m * ch for m in (16, 8, 4, 2, 1) if m <= top)]
         ups = sum(9 * (a + b) * b + 2 * b + a * b + b + 2 * classes * (a + b) for a, b in zip(widths, widths[1:]))
         start = 129 * 16 * widths[0]
         assert count(elaborate(spec, "generator")) == start + ups + 2 * ch + 27 * ch + 3

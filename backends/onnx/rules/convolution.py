@@ -77,6 +77,10 @@ def batch_norm(m: Emitter, node: Node, x: ir.Value, *given: ir.Value) -> ir.Valu
         return m.op("Add", m.op("Mul", y, affine[0]), affine[1]) if affine else y
     conv = m.convolutions.get(m.turned(x)) if m.stands_turned(x) else None
     if conv is None or not is_weight(conv.kernel) or (conv.bias is not None and not is_weight(conv.bias)):
+        if m.stands_turned(x):
+            both = affine or [m.constant(np.ones(width)), m.constant(np.zeros(width))]
+            y = m.op("BatchNormalization", m.turned(x), *both, mean, variance, epsilon=op.epsilon)
+            return m.turned_back(y)
         scaled = m.op("Mul", x, m.fold(":factor", width, factor, *given))
         return m.op("Add", scaled, m.fold(":shift", width, shift, *given))
     assert conv.kernel.shape is not None

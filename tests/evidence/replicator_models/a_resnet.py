@@ -58,13 +58,13 @@ def ours(given: Arrays) -> Answer:
     spec = load("resnet50")
     graph, loss = elaborate(spec, "classify"), program(spec).updates[0].loss
     stored = from_logical(given.__getitem__, graph, Policy())
-    rest = lower(graph, Policy())(stored, {"image": image})["logits"]
+    rest = jax.jit(lower(graph, Policy()))(stored, {"image": image})["logits"]
     trained = {k: v for k, v in stored.items() if not k.endswith((".mean", ".variance"))}
 
     def of(p: Any) -> Any:
         return lower(loss, Policy())({**stored, **p}, {"image": image, "label": label})["loss"]
 
-    value, gradients = jax.value_and_grad(of)(trained)
+    value, gradients = jax.jit(jax.value_and_grad(of))(trained)
     return np.asarray(rest), float(value), to_logical(gradients)
 
 
@@ -91,13 +91,13 @@ def of_torch(given: Arrays) -> Answer:
 def of_flax(given: Arrays) -> Answer:
     image, label = data()
     held = variables(given)
-    rest = ResNet(training=False).apply(held, image)
+    rest = jax.jit(ResNet(training=False).apply)(held, image)
 
     def of(p: Any) -> Any:
         logits, _ = ResNet().apply({**held, "params": p}, image, mutable=["batch_stats"])
         return optax.softmax_cross_entropy_with_integer_labels(logits, label).mean()
 
-    value, gradients = jax.value_and_grad(of)(held["params"])
+    value, gradients = jax.jit(jax.value_and_grad(of))(held["params"])
     named = {}
     for name in given:
         if name.endswith((".mean", ".variance")):

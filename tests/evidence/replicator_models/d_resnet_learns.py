@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from planform.runtime.evaluate import evaluate
+from planform.runtime.evaluate import evaluate_run
 from planform.runtime.train import train
 from planform.spec import load, load_text
 from tests.evidence import row
@@ -58,7 +58,7 @@ def trained(name: str, seed: int, steps: int = STEPS) -> Path:
 
 def accuracy(folder: Path) -> float:
     """On the 10,000 images that are held out (78 whole batches of them)."""
-    return float(evaluate(folder, batches=78)["heldout_accuracy"])
+    return float(evaluate_run(folder, batches=78)["accuracy"])
 
 
 @row(
