@@ -151,15 +151,16 @@ def layers_in(node: Node) -> int:
 
 
 def _plan(graph: Graph, policy: Policy, budget: int, found: dict[Node, int]) -> int:
-    """Fills `found`; returns how many layer bodies the graph's program holds, those in scans counted twice.
+    """Fills `found`; returns how many layer bodies the graph's program holds, those in scans counted twice. What short
+    repetitions leave of the budget goes to longer ones.
 
     What is to be recomputed must stand in a scan on CPU: elsewhere XLA finds that it has it already.
     """
-    repeats = [n for n in graph.nodes if isinstance(n.op, Repeat) and n.region]
+    repeats = sorted((n for n in graph.nodes if isinstance(n.op, Repeat) and n.region), key=lambda n: n.op.count)  # type: ignore[attr-defined]
     total = 0
-    for node in repeats:
+    for i, node in enumerate(repeats):
         assert isinstance(node.op, Repeat) and node.region
-        share = max(budget // len(repeats), 1)
+        share = max((budget - total) // (len(repeats) - i), 1)
         body = max(_plan(node.region, policy, share, found), layers_in(node))
         n, most = node.op.count, max(share // body, 1)
         if policy.unroll is not None:

@@ -127,9 +127,14 @@ def measure(batch: int = 8, side: int = 224, rounds: int = 5, peers: tuple[str, 
             told[name] |= {
                 "speed": round(middle, 2), "interval": [round(low, 2), round(high, 2)],
                 "loss_differs": abs(value - other) / abs(other),
-                "gradient_differs": float(np.max(np.abs(gradient - theirs)) / np.max(np.abs(theirs))),
+                "gradient_differs": _apart(gradient, theirs),
             }  # fmt: skip
-    return {"batch": batch, "side": side, "rounds": rounds, **told}
+    between = {"gradients_of_peers_differ": _apart(*(answers[n][1] for n in peers))} if len(peers) == 2 else {}
+    return {"batch": batch, "side": side, "rounds": rounds, **told, **between}
+
+
+def _apart(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.max(np.abs(a - b)) / np.max(np.abs(b)))
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ import torch
 from tests.backends.xla_graphs import jit
 from transformers import ResNetConfig, ResNetForImageClassification
 
-from planform.backends.xla import Policy, from_logical, lower, to_logical
+from planform.backends.xla import Policy, from_logical, lower, storage, to_logical
 from planform.compiler.elaborate import elaborate
 from planform.compiler.parameters import count
 from planform.compiler.program import program
@@ -30,6 +30,12 @@ PUBLISHED = {
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_parameters(name: str) -> None:
     assert count(elaborate(load(name), "classify")) == PUBLISHED[name]
+
+
+def test_stages_of_resnet50_are_written_out() -> None:
+    """Together they fit into what one program may hold: what short stages leave, longer ones take."""
+    names = storage(program(load("resnet50")).updates[0].loss, Policy())
+    assert len(names) == 53 * 5 + 2 and not any(":" in n for n in names)
 
 
 def theirs(kind: str) -> Any:
