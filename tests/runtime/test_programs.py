@@ -221,3 +221,50 @@ def test_a_slow_copy_is_a_graph_of_the_run(saved: Path, tmp_path: Path) -> None:
     session = onnxruntime.InferenceSession(next((tmp_path / "onnx").glob("*.onnx")))
     (made,) = session.run(None, {"z": z.astype(np.float32)})
     np.testing.assert_allclose(made, slow, atol=1e-5)
+
+
+DRAWS = """
+planform: 1
+model: draws
+dims: {d: 4}
+graphs:
+  a:
+    inputs:
+      z: float[batch, d]
+      x: float[batch, d]
+    body: y = z >> linear(1, init=zeros)
+  b:
+    inputs:
+      z: float[batch, d]
+    body: y = z >> linear(1, init=zeros)
+train:
+  data: arrays(x, heldout=0.2)
+  updates:
+    one:
+      params: a
+      repeat: 2
+      sample:
+        z: normal[3 * batch, d]
+      loss: mean(a(z, x).y)
+      optimizer: sgd(1)
+    two:
+      params: b
+      sample:
+        z: normal[3 * batch, d]
+      loss: mean(b(z).y)
+      optimizer: sgd(1)
+  batch: 8
+  steps: 4
+"""
+
+
+def test_every_update_draws_anew(rows: np.ndarray) -> None:
+    """The gradient of the mean of z w is the mean of z."""
+    states = [after(rows, n, DRAWS) for n in range(4)]
+    steps = [{n: now[n] - before[n] for n in now} for before, now in zip(states, states[1:])]
+    drawn = [s["b.linear.weight"] for s in steps] + [s["a.linear.weight"] for s in steps]
+    assert all(0.01 < np.abs(a).max() < 2 for a in drawn)
+    for i, a in enumerate(drawn):
+        assert not any(np.allclose(a, b) or np.allclose(a, 2 * b) for b in drawn[:i])
+    # Two draws of 24 rows: their sum varies as two means do.
+    assert np.std([s["a.linear.weight"] for s in steps]) == pytest.approx((2 / 24) ** 0.5, rel=0.6)
