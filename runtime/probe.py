@@ -95,14 +95,15 @@ def _documents(rng: np.random.Generator, batch: int, time: int) -> tuple[np.ndar
 def probe_parameters(graph: Graph, seed: int = 0) -> Arrays:
     """Random parameters by logical name, float32.
 
-    Matrices start as the spec says, and those that start as zeros as large as others (behind a gate that is shut no
-    mistake would show); vectors are stirred; then what feeds a cap is scaled until the largest score or logit on a
-    sample input reaches it.
+    What is drawn at the start stays near it (the rates of a descent are small), and matrices that start as zeros are as
+    large as others (behind a gate that is shut no mistake would show); other vectors are stirred; then what feeds a cap
+    is scaled until the largest score or logit on a sample input reaches it.
     """
     rng = np.random.default_rng([seed, 2])
     found: Arrays = {}
     for name, array in initial(graph.parameters, seed).items():
-        size = 0.3 if array.ndim < 2 else 0.02 if array.any() else math.prod(array.shape[:-1]) ** -0.5
+        drawn = np.ptp(array) > 0
+        size = 0.02 if drawn else 0.3 if array.ndim < 2 else math.prod(array.shape[:-1]) ** -0.5
         found[name] = (array + rng.standard_normal(array.shape) * size).astype(np.float32)
     _reach_caps(graph, found, seed)
     return found

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,10 @@ from .watch import Watched, Watcher, first_difference, relative
 TOLERANCE = 2e-5
 """Largest max |a - b| / max |b| between float32 and the float64 reference."""
 
+ROUNDINGS = 8
+"""Where the graph itself allows no such bound (steps down a gradient make roundings larger), how many times as far as
+the reference with every result rounded to float32: others add in another order."""
+
 BATCH = 3
 WHOLE, PROMPT, TOKENS = "whole sequences", "prompt", "token by token"
 LOSS = "training loss"
@@ -40,11 +45,12 @@ Edit = Callable[[Graph], Graph]
 
 @dataclass(frozen=True)
 class Agreement:
-    """One execution in one form: the largest relative error of its outputs."""
+    """One execution in one form: the largest relative error of its outputs, and the bound that it keeps."""
 
     backend: str
     form: str
     error: float
+    bound: float = TOLERANCE
 
 
 @dataclass(frozen=True)
@@ -128,11 +134,10 @@ def verify(
     edited = {name: (edits or {}).get(name, lambda g: g)(graph) for name in names}
     if WHOLE in forms:
         inputs = probe_inputs(graph, BATCH, time, seed, documents=True)
-        watcher = Watcher(graph)
-        truth = reference.run(graph, weights, inputs, watch=watcher)
+        truth = Expected(graph, weights, inputs)
         for name in [n for n in names if n != "artefact"]:
             mine = optimise(edited[name], name, "training")  # type: ignore[arg-type]
-            if not found(_whole(running[name], WHOLE, mine, graph, inputs, truth, watcher, tolerance)):
+            if not found(_whole(running[name], WHOLE, mine, truth, tolerance)):
                 del running[name]
     for loss in losses:
         if "xla" in running and not found(_loss(loss, weights, (edits or {}).get("xla"), time, seed, tolerance)):
@@ -178,31 +183,43 @@ def _loss(
     """A training loss after the passes that training uses, on rows of several documents."""
     others = {p for v in loss.parameters for p in layers(v.path)} - set(weights)
     complete = {**(probe_parameters(loss, seed) if others else {}), **weights}
-    inputs = probe_inputs(loss, BATCH, time, seed, documents=True)
-    watcher = Watcher(loss)
-    truth = reference.run(loss, complete, inputs, watch=watcher)
+    truth = Expected(loss, complete, probe_inputs(loss, BATCH, time, seed, documents=True))
     mine = optimise(edit(loss) if edit else loss, "xla", "training")
-    return _whole(engine("xla", complete), LOSS, mine, loss, inputs, truth, watcher, tolerance)
+    return _whole(engine("xla", complete), LOSS, mine, truth, tolerance)
 
 
-def _whole(
-    run: Engine,
-    form: str,
-    mine: Graph,
-    graph: Graph,
-    inputs: Mapping[str, np.ndarray],
-    truth: Mapping[str, np.ndarray],
-    watcher: Watcher,
-    tolerance: float,
-) -> Agreement | Divergence:
-    got = run.whole(mine, inputs)
-    errors = {k: output_error(got.get(k), truth[k]) for k in graph.outputs}
-    worst = max(errors, key=lambda k: (not np.isfinite(errors[k]), errors[k]))
-    if errors[worst] <= tolerance:
-        return Agreement(run.name, form, errors[worst])
-    values = run.watch_whole(mine, inputs)
-    differing = first_difference(watcher.found, values, tolerance, lambda w: ...)
-    return _divergence(run.name, form, graph, worst, next(differing, None), errors[worst], "")
+class Expected:
+    """What a graph should give on some inputs, by the float64 reference."""
+
+    def __init__(self, graph: Graph, weights: Mapping[str, np.ndarray], inputs: Mapping[str, np.ndarray]) -> None:
+        self.graph, self.weights, self.inputs = graph, weights, inputs
+        self.watcher = Watcher(graph)
+        self.outputs = reference.run(graph, weights, inputs, watch=self.watcher)
+
+    def error(self, got: Mapping[str, np.ndarray]) -> tuple[str, float]:
+        """The output that is furthest off, and how far."""
+        errors = {k: output_error(got.get(k), want) for k, want in self.outputs.items()}
+        worst = max(errors, key=lambda k: (not np.isfinite(errors[k]), errors[k]))
+        return worst, errors[worst]
+
+    @cached_property
+    def rounding(self) -> float:
+        """What the outputs are off where every result is rounded to float32."""
+        return self.error(reference.run(self.graph, self.weights, self.inputs, rounded=True))[1]
+
+    def bound(self, error: float, tolerance: float) -> float:
+        """The bound for an error: the tolerance, or what float32 allows where that is more and is needed."""
+        return tolerance if error <= tolerance else max(tolerance, ROUNDINGS * self.rounding)
+
+
+def _whole(run: Engine, form: str, mine: Graph, truth: Expected, tolerance: float) -> Agreement | Divergence:
+    worst, error = truth.error(run.whole(mine, truth.inputs))
+    bound = truth.bound(error, tolerance)
+    if error <= bound:
+        return Agreement(run.name, form, error, bound)
+    values = run.watch_whole(mine, truth.inputs)
+    differing = first_difference(truth.watcher.found, values, tolerance, lambda w: ...)
+    return _divergence(run.name, form, truth.graph, worst, next(differing, None), error, "")
 
 
 def output_error(got: np.ndarray | None, want: np.ndarray) -> float:
@@ -294,7 +311,7 @@ class Streaming:
             if not error <= self.tolerance:
                 return self.locate(run, mine, chunk, row, output, error)
             largest = max(largest, error)
-        return Agreement(run.name, self.form, largest)
+        return Agreement(run.name, self.form, largest, self.tolerance)
 
     def errors(self, run: Engine, mine: Graph) -> Iterator[tuple[int, int, str, float]]:
         """(chunk, row, output, its largest relative error), for the worst row of each output of each chunk."""

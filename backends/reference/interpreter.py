@@ -52,7 +52,9 @@ def default(v: Input, env: Mapping[str, int], stream: str | None) -> np.ndarray:
     raise ValueError(f"input `{v.name}` is missing")
 
 
-def _float64(array: Any, t: TensorType) -> np.ndarray:
+def _float64(array: Any, t: TensorType, rounded: bool = False) -> np.ndarray:
+    if rounded and t.is_float:
+        array = np.asarray(array, np.float32)
     return np.asarray(array, np.float64 if t.is_float else t.numpy)
 
 
@@ -62,12 +64,15 @@ def run(
     inputs: Mapping[str, Any],
     states: Mapping[str, np.ndarray] | None = None,
     watch: Watch | None = None,
+    rounded: bool = False,
 ) -> dict[str, np.ndarray]:
     """Runs a graph.
 
     parameters  by logical name (see compiler/parameters.py), any float dtype
     inputs      by name; those with a default may be left out; buffers by path
     states      by path, of a graph in step form
+    rounded     what each op makes is rounded to float32: how far the outputs move is how much float32 can tell of the
+                graph, whatever runs it
     Returns outputs by name, floats as float64. Raises: ValueError for inputs that don't fit, KeyError for a
     parameter or state that is missing.
     """
@@ -87,7 +92,7 @@ def run(
         if array.shape != v.type.shape(env):
             raise ValueError(f"`{v.name}` is {v.type}, the array given has shape {list(array.shape)}")
         values[v] = array
-    _run_nodes(graph.nodes, values, env, watch, ())
+    _run_nodes(graph.nodes, values, env, watch, (), rounded)
     return {name: values[v] for name, v in graph.outputs.items()}
 
 
@@ -97,17 +102,18 @@ def _run_nodes(
     env: Mapping[str, int],
     watch: Watch | None,
     index: tuple[int, ...],
+    rounded: bool,
 ) -> None:
     for node in nodes:
         arrays = [values[v] for v in node.inputs]
         if isinstance(node.op, Repeat) and node.region:
-            results = _repeat(node.op, node.region, arrays, env, watch, index)
+            results = _repeat(node.op, node.region, arrays, env, watch, index, rounded)
         else:
             at = At(tuple(v.type.bind(env) for v in node.inputs), tuple(v.type.bind(env) for v in node.outputs))
             found = node.op.bind(env).reference(at, *arrays)
             results = list(found) if isinstance(found, tuple) else [found]
         for v, array in zip(node.outputs, results, strict=True):
-            values[v] = _float64(array, v.type)
+            values[v] = _float64(array, v.type, rounded)
             want = tuple(evaluate(s, env) for s in v.type.sizes)
             if values[v].shape != want:
                 raise AssertionError(f"{node.op.name} made {values[v].shape}, its rule says {want}")
@@ -122,13 +128,14 @@ def _repeat(
     env: Mapping[str, int],
     watch: Watch | None,
     index: tuple[int, ...],
+    rounded: bool,
 ) -> list[np.ndarray]:
     carries = arrays[: op.carries]
     stacks, invariants = arrays[op.carries : op.carries + op.stacks], arrays[op.carries + op.stacks :]
     made: list[list[np.ndarray]] = []
     for i in op.order():
         values = dict(zip(region.inputs, [*carries, *(s[i] for s in stacks), *invariants], strict=True))
-        _run_nodes(region.nodes, values, env, watch, (*index, i))
+        _run_nodes(region.nodes, values, env, watch, (*index, i), rounded)
         outs = [values[v] for v in region.outputs.values()]
         carries = outs[: op.carries]
         made.append(outs[op.carries :])

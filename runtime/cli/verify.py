@@ -75,7 +75,7 @@ def verify(
     usable = onnx if trained and folder and exact and folder["form"] == "step" else None
     if not as_json:
         out().print(f"[bold]{label(spec)}[/]: one graph, {'the weights of ' + target if trained else 'random weights'}")
-    table = None if as_json else _Table()
+    table = None if as_json else _Table(tolerance)
     report = run(
         found_graph,
         weights,
@@ -141,6 +141,9 @@ def losses(spec: Spec) -> list[Any]:
 class _Table:
     """Results as lines, each as it comes."""
 
+    def __init__(self, tolerance: float) -> None:
+        self.tolerance = tolerance
+
     def add(self, one: Agreement | Divergence) -> None:
         from .console import out
 
@@ -149,7 +152,9 @@ class _Table:
         text = "refused" if refused else f"{error:.1e}"
         good = not hasattr(one, "output_error")
         mark = "[bold green]✓[/]" if good else "[bold red]✗[/]"
-        out().print(f"  {mark} {one.form:<16} {one.backend:<10} {text}")
+        bound = getattr(one, "bound", self.tolerance)
+        note = f" [dim]float32 tells this graph within {bound:.1e} only[/]" if bound > self.tolerance else ""
+        out().print(f"  {mark} {one.form:<16} {one.backend:<10} {text}{note}", soft_wrap=True)
 
 
 def _conclude(report: Any, spec: Spec, folder: dict[str, Any] | None, path: Path | None, ran: bool) -> None:
@@ -169,8 +174,9 @@ def _conclude(report: Any, spec: Spec, folder: dict[str, Any] | None, path: Path
         return
     rows = f"{report.batch} × {report.time} entries" if report.time else f"{report.batch} rows"
     beyond = f", window {report.window}" if report.window else ""
+    bound = max(a.bound for a in report.agreements)
     console.print(
-        f"[bold green]✓[/] all agree with the float64 reference within {report.tolerance:g} [dim]({rows}{beyond})[/]",
+        f"[bold green]✓[/] all agree with the float64 reference within {bound:.2g} [dim]({rows}{beyond})[/]",
         soft_wrap=True,
     )
 

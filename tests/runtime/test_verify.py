@@ -9,12 +9,14 @@ import pytest
 from tests.runtime.mutations import mutations
 from tests.runtime.tiny_run import tiny_graph, tiny_spec
 
+from planform.compiler.elaborate import elaborate
 from planform.compiler.ir import Graph
 from planform.compiler.program import program
 from planform.runtime.exporting import export_model
 from planform.runtime.probe import probe_inputs, probe_length, probe_parameters
 from planform.runtime.verify import LOSS, PROMPT, TOKENS, WHOLE, Plan, verify
 from planform.runtime.watch import Watcher, expose, first_difference, relative
+from planform.spec import load_text
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +66,22 @@ def test_a_wrong_model_on_xla_is_found(graph: Graph) -> None:
     wrong = mutations(graph)["no cap on scores"]
     (found,) = verify(graph, backends=("xla",), forms=(WHOLE,), edits={"xla": wrong.edit}).divergences
     assert (found.backend, found.path) == ("xla", wrong.path)
+
+
+def test_the_bound_is_what_float32_can_tell() -> None:
+    """A difference of large numbers is known to few digits, whatever computes it; a mistake beyond them is found."""
+
+    def lost(part: float) -> Graph:
+        text = f"{{body: 'y = (x * 1000.0 + {part} * x) - x * 1000.0', inputs: {{x: 'float[batch, d]'}}}}"
+        return elaborate(load_text(f"planform: 1\nmodel: lost\ndims: {{d: 64}}\ngraphs: {{m: {text}}}", "lost.yaml"))
+
+    report = verify(lost(1.0), forms=(WHOLE,))
+    assert report.holds and len(report.agreements) == 2
+    assert all(2e-5 < a.error <= a.bound < 1e-3 for a in report.agreements)
+    assert (
+        len(verify(lost(1.0), forms=(WHOLE,), edits=dict.fromkeys(("xla", "onnx"), lambda _: lost(1.002))).divergences)
+        == 2
+    )
 
 
 def spec_text(place: str | None) -> str:
