@@ -6,7 +6,7 @@ import hashlib
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import grain
 import numpy as np
@@ -40,6 +40,23 @@ def load_arrays(path: str | Path) -> dict[str, np.ndarray]:
     return found
 
 
+class Column(Protocol):
+    """One array's rows, in memory or where they lie: an ndarray, or what reads as one along its first axis."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+
+    @property
+    def ndim(self) -> int: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: Any, /) -> Any: ...
+
+
 class ArrayData:
     """Batches of rows of named arrays; a DataSource.
 
@@ -55,10 +72,10 @@ class ArrayData:
 
     def __init__(
         self,
-        arrays: Mapping[str, np.ndarray],
+        arrays: Mapping[str, Column],
         share: Share,
         seed: int = 0,
-        heldout: Mapping[str, np.ndarray] | None = None,
+        heldout: Mapping[str, Column] | None = None,
         portion: float = 0.05,
         source: str = "the arrays",
     ) -> None:
@@ -125,7 +142,7 @@ class ArrayData:
 class Rows:
     """Rows of arrays as examples: example i is row order[i]."""
 
-    def __init__(self, arrays: Mapping[str, np.ndarray], order: Sequence[int]) -> None:
+    def __init__(self, arrays: Mapping[str, Column], order: Sequence[int]) -> None:
         self._arrays = dict(arrays)
         self._order = order
 
@@ -141,7 +158,7 @@ class Rows:
         return {name: np.asarray(array[rows]) for name, array in self._arrays.items()}
 
 
-def _rows(arrays: Mapping[str, np.ndarray], source: str) -> int:
+def _rows(arrays: Mapping[str, Column], source: str) -> int:
     if not arrays:
         raise UserError(f"{source} are empty")
     for name, array in arrays.items():

@@ -13,6 +13,7 @@ from .source import Batch, Share
 
 class LatentData(ArrayData):
     """Batches of normalised latents and perhaps labels; a DataSource. What the field's training held out is held out.
+    Latents stay on disk until a batch has them.
 
     fields  names of the latents and, if there is a second, the labels
     sizes   of one latent as the model takes it, None where it takes any
@@ -33,13 +34,12 @@ class LatentData(ArrayData):
         if len(fields) > 1 and not found.told["classes"]:
             raise UserError(f"{found.folder} has no labels", help="encode signals that have some")
         names = ("latent", "labels")[: len(fields)]
-        train, heldout = (found.read(split, names) for split in ("train", "heldout"))
-        for part in (train, heldout):
-            part["latent"] = found.normalised(part["latent"])
+        train, heldout = (found.mapped(split, names) for split in ("train", "heldout"))
         super().__init__(train, share, seed, heldout, source=str(found.folder))
         self.found, self._fields = found, dict(zip(names, fields))
 
     def batch_of(self, rows: Batch) -> Batch:
+        rows = {**rows, "latent": self.found.normalised(rows["latent"])}
         return {self._fields[n]: array for n, array in rows.items()}
 
     def describe(self) -> dict[str, Any]:

@@ -47,10 +47,10 @@ def decode(
     for size in sizes:
         if len(size) != len(own):
             raise UserError(f"a size of {len(size)} numbers for signals of {len(own)} axes", help="HEIGHTxWIDTH")
-    data = found.read(split, ("latent", "index"))
-    latents, index = (a[rows[0] : rows[1]] for a in (data["latent"], data["index"]))
+    data = found.mapped(split, ("latent", "index"))
+    latents, index = (a[rows[0] : rows[1]] for a in data.values())
     if not len(latents):
-        raise UserError(f"there are {len(data['latent'])} {split} latents, none from {rows[0]} to {rows[1]}")
+        raise UserError(f"there are {found.rows(split)} {split} latents, none from {rows[0]} to {rows[1]}")
     originals = _originals(found, field, split, rows, files, report)
     told: dict[str, Any] = {"split": split, "rows": [rows[0], rows[0] + len(latents)], "sizes": []}
     for size in [tuple(s) for s in sizes] or [own]:

@@ -5,7 +5,7 @@ encoding.json               what is being encoded, until then
 train-00000.safetensors     `latent`, `index` (the signal's row in its source), `labels` where there are some, and
 heldout-00000.safetensors   `loss` and the metrics of each
 field/                      the field: a run's folder, without its optimizer
-psnr.png                    the curve of the field's training, where it measured PSNR
+psnr.png                    PSNR over the field's training and over the steps that fit a latent, where it is measured
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from ..errors import UserError
+from .mapped import Joined, mapped
 
 FILE, UNFINISHED, FIELD, CURVE = "functaset.json", "encoding.json", "field", "psnr.png"
 VERSION = 1
@@ -76,17 +78,24 @@ class Functaset:
         s = self.told["statistics"]
         return np.asarray(s["mean"], np.float32), np.asarray(s["std"], np.float32)
 
-    def read(self, split: str, names: Sequence[str] = ("latent",)) -> Arrays:
-        """Arrays of a split in the order of its signals. Raises: UserError for a shard that is missing or damaged."""
-        parts: dict[str, list[np.ndarray]] = {n: [] for n in names}
+    def mapped(self, split: str, names: Sequence[str] = ("latent",)) -> dict[str, Joined]:
+        """Arrays of a split in the order of its signals, read from the files as they are asked for.
+
+        Raises: UserError for a shard that is missing or damaged.
+        """
+        shards = []
         for number in range(self.told["splits"][split]["shards"]):
-            shard = read_shard(self.folder / shard_name(split, number), names)
-            for n in names:
-                parts[n].append(shard[n])
-        found = {n: np.concatenate(p) for n, p in parts.items() if p}
-        if found and len(next(iter(found.values()))) != self.rows(split):
+            file = self.folder / shard_name(split, number)
+            with _damage(file):
+                shards.append(mapped(file, names))
+        found = {n: Joined([s[n] for s in shards]) for n in names if shards}
+        if found and len(found[names[0]]) != self.rows(split):
             raise UserError(f"{self.folder} lacks some of its {self.rows(split)} {split} latents", help="encode again")
         return found
+
+    def read(self, split: str, names: Sequence[str] = ("latent",)) -> Arrays:
+        """The same as whole arrays. Raises: UserError."""
+        return {n: array[:] for n, array in self.mapped(split, names).items()}
 
     def normalised(self, latents: np.ndarray) -> np.ndarray:
         mean, std = self.statistics
@@ -98,17 +107,21 @@ class Functaset:
         return (latents * std + mean).astype(np.float32)
 
 
-def read_shard(file: Path, names: Sequence[str] | None = None) -> Arrays:
-    """Raises: UserError."""
+@contextmanager
+def _damage(file: Path) -> Iterator[None]:
+    """Raises: UserError where a shard can't be read."""
     try:
-        with safe_open(file, "np") as f:
-            there = list(f.keys())
-            missing = [n for n in names or () if n not in there]
-            if missing:
-                raise UserError(f"{file} has no `{missing[0]}`", help=f"it has {', '.join(there)}")
-            return {n: f.get_tensor(n) for n in names or there}
+        yield
+    except KeyError as error:
+        raise UserError(f"{file} has no `{error.args[0]}`", help="encode signals that have some") from error
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file} is missing or damaged: {error}", help="remove it and encode again") from error
+
+
+def read_shard(file: Path) -> Arrays:
+    """All arrays of a shard. Raises: UserError."""
+    with _damage(file), safe_open(file, "np") as f:
+        return {n: f.get_tensor(n) for n in list(f.keys())}
 
 
 def shard_rows(file: Path) -> int | None:
