@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from planform.compiler.graphs import FIT, graph_named
-from planform.compiler.ir import Graph
+from planform.compiler.ir import Graph, Input
 from planform.compiler.parameters import count
+from planform.compiler.passes.base import Trace
+from planform.compiler.passes.known import known
 from planform.compiler.passes.last import last_only
 from planform.compiler.passes.pipeline import optimise
 from planform.compiler.passes.unroll import unroll
@@ -74,6 +76,7 @@ def export_run(
     genai: bool = False,
     wish: Wish | None = None,
     calibrate: Path | None = None,
+    fixed: Mapping[str, np.ndarray] = MappingProxyType({}),
     report: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Writes the trained model of a run as ONNX, with its contract, a fixture, its tokenizer and its chat template.
@@ -85,6 +88,7 @@ def export_run(
     genai      a folder that onnxruntime-genai loads too
     wish       what is quantised, and what that may cost
     calibrate  text to calibrate on and, its end, to measure on, instead of the run's data
+    fixed      inputs that are known, which the artefact doesn't take: the coordinates of one resolution
     report     told what is being done, in words
     Returns what there is to say: {"folder", "form", "bytes", "files", "why", "quantization"}.
     Raises: UserError, SpecError.
@@ -95,7 +99,7 @@ def export_run(
     if folder.resolve() == run.resolve() or folder.resolve() in run.resolve().parents:
         raise UserError(f"{folder} holds the run itself", help=f"give another folder, {run / 'onnx'} for instance")
     parameters = parameters_of_run(run, step)
-    found = graph_named(spec, graph)
+    found = told(graph_named(spec, graph), fixed)
     return export_model(
         found, parameters, folder,
         metadata=origin(spec, overrides), positions=positions, beside=companions(run),
@@ -103,6 +107,17 @@ def export_run(
         wish=wish, entries=_entries(run, found, calibrate) if wish else None, report=report,
         typical=_heldout(run, spec, report) if graph == FIT and graph not in spec.graphs else None,
     )  # fmt: skip
+
+
+def told(graph: Graph, arrays: Arrays, trace: Trace | None = None) -> Graph:
+    """The graph with inputs that are known (compiler/passes/known.py). Raises: UserError for arrays that don't fit."""
+    names = [v.name for v in graph.of_kind(Input)]
+    try:
+        return known(graph, arrays, trace) if arrays else graph
+    except KeyError as error:
+        raise UserError(f"`{graph.name}` has no input {error}", help=f"it has {', '.join(names)}") from error
+    except ValueError as error:
+        raise UserError(str(error), help="leading dims may be left out where all their entries are alike") from error
 
 
 def _entries(run: Path, graph: Graph, calibrate: Path | None) -> Entries:

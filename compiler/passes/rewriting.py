@@ -25,6 +25,7 @@ class Rule:
     build       (match, builder) -> the value or values for those of the root node, or a mapping from any
                 matched values to their replacements, which must include those of the root
     quiet       near misses are not worth telling (algebra that any two ops nearly match)
+    common      the root is an op that mostly stands elsewhere: only what a condition objects to is a near miss
     """
 
     name: str
@@ -32,6 +33,7 @@ class Rule:
     build: Callable[[Match, Builder], Result]
     conditions: tuple[Condition, ...] = ()
     quiet: bool = False
+    common: bool = False
 
 
 Rules = tuple[Rule, ...]
@@ -96,7 +98,7 @@ class _Sweep:
         if match is None:
             return False
         if match.failures:
-            if match.missing == 1 and rule.pattern.size > 1 and not rule.quiet:
+            if match.missing == 1 and rule.pattern.size > 1 and not (rule.quiet or rule.common):
                 self.missed.append((rule, node, match.failures[0].reason))
             return False
         if self.claimed.intersection(match.nodes):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .ir import Backend, Form, graph_or_loss
-from .options import AsJson, GraphName, Set, Size, SpecName, label, load_spec
+from .options import AsJson, Fix, GraphName, Set, Size, SpecName, label, load_spec, parse_fixed
 
 if TYPE_CHECKING:
     from planform.compiler.passes.base import Explanation
@@ -27,13 +27,16 @@ def explain(
     size: Size = None,
     overrides: Set = None,
     graph: GraphName = None,
+    fix: Fix = None,
     backend: Annotated[Backend, typer.Option("--backend", help="For which backend.")] = Backend.xla,
     form: Annotated[Form | None, typer.Option("--form", help="Only this form.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Say which rewrites fired, which nearly did, and which condition failed, with lines of the spec."""
+    from planform.compiler.passes.base import Trace
     from planform.compiler.passes.pipeline import explain as explanations
 
+    from ..exporting import told
     from .console import out, print_json
 
     loaded = load_spec(spec, size, overrides)
@@ -43,7 +46,9 @@ def explain(
     reports = []
     for each in forms:
         which = graph if backend is Backend.onnx else _graph(loaded, graph, each)
-        found = explanations(graph_or_loss(loaded, which), backend.value, each.value)
+        trace = Trace()
+        chosen = told(graph_or_loss(loaded, which), parse_fixed(fix), trace)
+        found = trace.explanations + explanations(chosen, backend.value, each.value)
         if as_json:
             reports += [
                 {"form": each.value, "rule": e.rule, "outcome": e.outcome, "op": e.op, "path": e.origin.path,

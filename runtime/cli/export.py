@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import AsJson, GraphName, Set
+from .options import AsJson, Fix, GraphName, Set, parse_fixed
 
 EPILOG = "Example: planform export runs/small --to onnx --out runs/small/onnx"
 
@@ -49,6 +49,7 @@ def export(
         Path | None, typer.Option("--out", metavar="FOLDER", help="Where to. [default: RUN/onnx, RUN/huggingface ..]")
     ] = None,
     graph: GraphName = None,
+    fix: Fix = None,
     overrides: Set = None,
     positions: Annotated[
         int, typer.Option("--positions", min=8, help="The longest stream it is made for, if its state grows.")
@@ -94,7 +95,7 @@ def export(
         raise UserError("--budget and --calibrate are for a quantised model", help="--quantize int4, w8 or int8")
     found = export_run(
         run, folder or run / to.value, graph=graph, positions=positions, step=step, overrides=tuple(overrides or ()),
-        genai=to is Target.genai, wish=wish, calibrate=calibrate,
+        genai=to is Target.genai, wish=wish, calibrate=calibrate, fixed=parse_fixed(fix),
         report=(lambda _: None) if as_json else lambda text: err().print(f"  [dim]{text}[/]", soft_wrap=True),
     )  # fmt: skip
     if as_json:

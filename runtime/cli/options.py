@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from planform.spec import Spec
 
 SpecName = Annotated[
@@ -24,6 +26,14 @@ With = Annotated[
     typer.Option("--with", metavar="NAME=RUN", help="The run whose weights a spec under `uses` takes."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for tools.")]
+Fix = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--fix",
+        metavar="INPUT=HxW|FILE",
+        help="An input that is known: coordinates of a grid of points (`coords=32x32`), or an .npy file.",
+    ),
+]
 GraphName = Annotated[
     str | None,
     typer.Option(
@@ -80,6 +90,32 @@ def parse_shape(option: str, text: str, axes: int) -> tuple[int, ...]:
         raise UserError(f"{option} {text} is no resolution", help="64, or " + "x".join(["64"] * axes))
     sizes = tuple(int(p) for p in parts)
     return sizes * axes if len(sizes) == 1 else sizes
+
+
+def parse_fixed(texts: Sequence[str] | None) -> dict[str, np.ndarray]:
+    """Arrays by input: `coords=32x32`, the centres of a grid's cells float32[points, axes], or `coords=FILE.npy`.
+
+    Raises: UserError.
+    """
+    from pathlib import Path
+
+    from ..data import grid
+    from ..data.arrays import load_arrays
+    from ..errors import UserError
+
+    found = {}
+    for text in texts or ():
+        name, equals, value = text.partition("=")
+        sizes = value.lower().split("x")
+        if not (name and equals and value):
+            raise UserError(f"--fix {text} means nothing", help="--fix coords=32x32, or --fix coords=FILE.npy")
+        if all(s.isdigit() and int(s) for s in sizes):
+            found[name] = grid(*map(int, sizes))
+        elif Path(value).suffix == ".npy":
+            (found[name],) = load_arrays(value).values()
+        else:
+            raise UserError(f"--fix {text}: {value} is no resolution and no .npy file", help="--fix coords=32x32")
+    return found
 
 
 def parse_slice(option: str, text: str) -> tuple[int, int]:

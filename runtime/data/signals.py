@@ -141,7 +141,7 @@ class SignalData(ArrayData):
         super().__init__(kept, share, seed, apart, portion, source)
         self._fields = fields
         self.shape = tuple(signals["values"].shape[1:-1])
-        self._coords = grid(*self.shape)
+        self.coords = grid(*self.shape)
 
     @property
     def labels(self) -> str | None:
@@ -152,7 +152,7 @@ class SignalData(ArrayData):
         """Signals from the files as points with values."""
         values = scaled(rows["values"])
         points = values.reshape(len(values), -1, values.shape[-1])
-        coords = np.broadcast_to(self._coords, (len(values), *self._coords.shape))
+        coords = np.broadcast_to(self.coords, (len(values), *self.coords.shape))
         return dict(zip(self._fields, (coords, points, *((rows["labels"],) if "labels" in rows else ()))))
 
     def describe(self) -> dict[str, Any]:

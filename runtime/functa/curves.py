@@ -1,4 +1,4 @@
-"""A curve as a picture: how far a field came in training."""
+"""A curve as a picture: how far a field comes in training, and a latent in fitting."""
 
 from __future__ import annotations
 

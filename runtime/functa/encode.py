@@ -19,10 +19,15 @@ from . import functaset
 from .curves import curve
 from .field import Field
 from .functaset import CURVE, FIELD, SPLITS, Functaset
-from .images import write_png
+from .images import sheet, write_png
 
 SHARD = 4096
 """Latents in a file: what a kill loses at most."""
+
+FURTHER = 4
+"""How many times as many steps as in training the curve goes on for."""
+
+PSNR, TITLE = "psnr", "PSNR of held-out signals, dB"
 
 Told = Callable[[int, int, float], None]
 """(signals done, signals in all, signals a second)"""
@@ -69,7 +74,7 @@ def encode(
     functaset.begin(folder, plan)
     if functaset.is_functaset(folder):
         return Functaset.open(folder)
-    fit = field.fitter(steps)
+    fit = field.fitter(data.coords, steps)
     done = sum(
         len(range(*bounds)) for s in SPLITS for n, bounds in _shards(sizes[s], shard) if _whole(folder, s, n, bounds)
     )
@@ -102,8 +107,11 @@ def encode(
                 folder / functaset.shard_name(split, number), {n: np.concatenate(a) for n, a in made.items()}
             )
     _keep_field(run, field, folder / FIELD, overrides)
-    _draw_curve(run, folder / CURVE)
-    functaset.finish(folder, {**plan, "source": told["source"], **_summary(folder, sizes, shard)})
+    by_steps = _by_steps(field, data, batch, max(FURTHER * inner.steps, steps or 0))
+    _draw_curves(run, by_steps, inner.steps, folder / CURVE)
+    functaset.finish(
+        folder, {**plan, "source": told["source"], **_summary(folder, sizes, shard), "psnr_by_steps": by_steps}
+    )
     return Functaset.open(folder)
 
 
@@ -155,12 +163,23 @@ def _summary(folder: Path, sizes: dict[str, int], shard: int) -> dict[str, Any]:
     return {"splits": splits, "classes": classes, "statistics": {"mean": mean.tolist(), "std": std.tolist()}}
 
 
-def _draw_curve(run: Path, file: Path) -> None:
-    """The PSNR of held-out signals over the run's training, where it was measured."""
+def _by_steps(field: Field, data: SignalData, batch: int, steps: int) -> list[float]:
+    """The mean PSNR of a batch of held-out signals after 1, 2 .. steps of the inner loop, where it is measured."""
+    rows = data.part("heldout")
+    given = data.batch_of(rows.take(np.arange(min(batch, len(rows)))))
+    return [float(found[PSNR].mean()) for found in field.descent(data.coords, given, steps) if PSNR in found]
+
+
+def _draw_curves(run: Path, by_steps: Sequence[float], trained: int, file: Path) -> None:
+    """The PSNR of held-out signals over the run's training, and over the steps that fit a latent, where it was
+    measured."""
     lines = read_metrics(run) if (run / LINES).is_file() else []
-    points = [(line["step"], line["psnr"]) for line in lines if line.get("psnr") is not None]
-    if points:
-        write_png(file, curve(points, "PSNR of held-out signals, dB", "training steps"))
+    points = [(line["step"], line[PSNR]) for line in lines if line.get(PSNR) is not None]
+    charts = [curve(points, TITLE, "training steps")] if points else []
+    if by_steps:
+        charts.append(curve(list(enumerate(by_steps, 1)), TITLE, f"steps to fit a latent (in training: {trained})"))
+    if charts:
+        write_png(file, sheet([charts]))
 
 
 def _keep_field(run: Path, field: Field, target: Path, overrides: Sequence[str]) -> None:

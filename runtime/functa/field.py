@@ -16,10 +16,11 @@ import numpy as np
 from planform.backends.xla import Policy, from_logical, lower, storage
 from planform.compiler.elaborate import elaborate, elaborate_fit
 from planform.compiler.ir import Graph, Input
+from planform.compiler.passes.known import known
 from planform.compiler.passes.pipeline import optimise
 from planform.compiler.program import Program, Update, program
 from planform.compiler.types import TensorType
-from planform.spec import Spec
+from planform.spec import Spec, ast
 
 from ..data.signals import centres
 from ..errors import UserError
@@ -27,6 +28,7 @@ from ..run import parameters_of_run, spec_of_run
 
 Arrays = dict[str, np.ndarray]
 
+BEFORE = "latent's"  # the start of a step from anywhere; no name of a spec
 TILE = 16_384
 """Points that are rendered at once: a tile of a large image, or several small ones."""
 
@@ -115,17 +117,39 @@ class Field:
 
     # -- fitting and rendering -----------------------------------------------------------------------------
 
-    def fitter(self, steps: int | None = None) -> Callable[[Mapping[str, Any]], Arrays]:
+    def fitter(self, coords: np.ndarray, steps: int | None = None) -> Callable[[Mapping[str, Any]], Arrays]:
         """A function from a batch of signals, [batch, points, ..] by field, to their latents, and `loss` and the
-        metrics of each, float[batch]; compiled once a shape. `steps` in place of the program's."""
+        metrics of each, float[batch]; compiled once a shape.
+
+        coords  of all signals alike, [points, axes]
+        steps   in place of the program's
+        """
+        return self._fitter(coords, steps, None)
+
+    def descent(self, coords: np.ndarray, batch: Mapping[str, Any], steps: int) -> Iterator[Arrays]:
+        """What `fitter` gives of a batch after 1, 2 .. `steps` steps."""
+        found = self._fitter(coords, 1, None)(batch)
+        yield found
+        onwards = self._fitter(coords, 1, BEFORE) if steps > 1 else None
+        for _ in range(steps - 1):
+            assert onwards is not None
+            found = onwards({**batch, BEFORE: found[self.variable]})
+            yield found
+
+    def _fitter(
+        self, coords: np.ndarray, steps: int | None, start: str | None
+    ) -> Callable[[Mapping[str, Any]], Arrays]:
+        """The inner loop from where the program starts it, or from the input `start`."""
         inner, evaluate = self.update.inner, (self.spec.train.values.get("evaluate") or {})  # type: ignore[union-attr]
         assert inner is not None
+        inner = replace(inner, remat=False)
         types = {v.name: v.type for v in self.update.heldout.inputs if v.name in (self.coords, self.values)}
-        graph = elaborate_fit(
-            self.spec, replace(inner, remat=False), types, steps=steps, metrics=evaluate.get("metrics") or {}
-        )
-        run = self._compiled(graph)
-        return lambda batch: run({n: batch[n] for n in types})
+        if start is not None:
+            inner = replace(inner, start=ast.Name(start, span=inner.start.span))
+            types[start] = self.type(self.variable)
+        graph = elaborate_fit(self.spec, inner, types, steps=steps, metrics=evaluate.get("metrics") or {})
+        run = self._compiled(known(graph, {self.coords: coords}))
+        return lambda batch: run({n: batch[n] for n in types if n != self.coords})
 
     @cached_property
     def _render(self) -> Callable[[Mapping[str, Any]], Arrays]:

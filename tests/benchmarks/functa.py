@@ -1,5 +1,5 @@
 """Measures fitting and training fields on XLA against the same written by hand in JAX, as its users would: `vmap` over
-images of a loop of `grad`.
+images of a loop of `grad`. In fitting all images have the same points, and both sides use that.
 
 python -m tests.benchmarks.functa step fit --model spatial_functa --width 128 --depth 6 --side 16
 python -m tests.benchmarks.functa step --ours remat=false
@@ -21,6 +21,7 @@ import numpy as np
 from planform.backends.xla import Policy, from_logical, lower
 from planform.compiler.elaborate import elaborate_fit
 from planform.compiler.parameters import initial
+from planform.compiler.passes.known import known
 from planform.compiler.passes.pipeline import optimise
 from planform.compiler.program import program
 from planform.runtime.data import grid
@@ -63,7 +64,7 @@ def by_hand(spatial: bool, depth: int) -> tuple[Callable[..., Any], Callable[...
         return z
 
     def fit(p: Arrays, coords: jax.Array, signals: jax.Array) -> jax.Array:
-        return jax.vmap(lambda x, y: latent(p, x, y))(coords, signals)
+        return jax.vmap(lambda y: latent(p, coords, y))(signals)  # the same points for all, so computed once
 
     def loss(p: Arrays, coords: jax.Array, signals: jax.Array) -> jax.Array:
         return jnp.mean(jax.vmap(lambda x, y: error(p, latent(p, x, y), x, y))(coords, signals))
@@ -78,18 +79,20 @@ def variants(what: str, a: argparse.Namespace) -> tuple[dict[str, Any], dict[str
     assert update.inner is not None
     types = {v.name: v.type for v in update.loss.inputs if v.name in ("coords", "signal")}
     values = initial(update.loss.parameters)
-    graph = optimise(update.loss if what == "step" else elaborate_fit(spec, update.inner, types), "xla", "training")
+    points = grid(a.side, a.side)
+    found = update.loss if what == "step" else known(elaborate_fit(spec, update.inner, types), {"coords": points})
+    graph = optimise(found, "xla", "training")
     f, stored = lower(graph, Policy()), from_logical(values.__getitem__, graph, Policy())
     fit, loss = by_hand(a.model == "spatial_functa", a.depth)
     if what == "step":
         ours = jax.value_and_grad(lambda p, x, y: f(p, {"coords": x, "signal": y})["loss"])
         hand: Any = jax.value_and_grad(loss)
     else:
-        ours = lambda p, x, y: f(p, {"coords": x, "signal": y})["latent"]  # noqa: E731
+        ours = lambda p, _, y: f(p, {"signal": y})["latent"]  # noqa: E731
         hand = fit
     rng = np.random.default_rng(0)
-    coords = np.broadcast_to(grid(a.side, a.side), (a.batch, a.side * a.side, 2))
-    data = (coords, rng.uniform(size=(*coords.shape[:2], 3)).astype(np.float32))
+    signals = rng.uniform(size=(a.batch, *points.shape[:1], 3)).astype(np.float32)
+    data = (np.broadcast_to(points, (a.batch, *points.shape)) if what == "step" else points, signals)
     made, told = {}, {}
     for name, function, parameters in (("hand", hand, jax.tree.map(jnp.asarray, values)), ("ours", ours, stored)):
         started = time.process_time()

@@ -2,10 +2,11 @@
 
     python -m tests.benchmarks.passes [--builds 9] [--rounds 5] [--only loss_head:xla:training ...]
 
-A small Gemma-2-like model runs with and without the pass, in turns within a round, since a shared machine
-drifts; and both are built anew several times, since where a build's memory lies is worth some per cent, too.
-One JSON line per row: the median over builds of (time without / time with), on the clock and of processor
-time, each with its 95% bootstrap interval. A pass is used where the interval of processor time lies above 1.
+A small Gemma-2-like model, or a field that renders images, runs with and without the pass, in turns within a
+round, since a shared machine drifts; and both are built anew several times, since where a build's memory lies is
+worth some per cent, too. One JSON line per row: the median over builds of (time without / time with), on the clock
+and of processor time, each with its 95% bootstrap interval. A pass is used where the interval of processor time
+lies above 1.
 """
 
 from __future__ import annotations
@@ -21,22 +22,27 @@ from typing import Any
 
 import jax
 import numpy as np
+import onnxruntime
 
 from planform.backends.onnx import Session, export
 from planform.backends.xla import Policy, initialise, lower
 from planform.compiler.elaborate import elaborate, elaborate_loss
-from planform.compiler.ir import Graph
+from planform.compiler.ir import Graph, Input
 from planform.compiler.parameters import initial
 from planform.compiler.passes.base import Pass
+from planform.compiler.passes.fixed_interpolation import FixedInterpolation
+from planform.compiler.passes.known import known
 from planform.compiler.passes.last import last_only
 from planform.compiler.passes.local_attention import LocalAttention
 from planform.compiler.passes.loss_head import LossHead
+from planform.compiler.passes.map_first import MapFirst
 from planform.compiler.passes.pack_qkv import PackQkv
 from planform.compiler.passes.pipeline import CLEANUP
 from planform.compiler.passes.residual_norm import ResidualNorm
 from planform.compiler.passes.stateful import stateful
 from planform.compiler.types import Dim, TensorType
-from planform.spec import load
+from planform.runtime.data import grid
+from planform.spec import load, load_text
 
 from .ratios import interval
 
@@ -96,11 +102,46 @@ def onnx_step(passes: tuple[Pass, ...], folder: Path) -> dict[str, Turn]:
     return {"prefill": prefill, "decode": decode}
 
 
+BETWEEN = """
+planform: 1
+extends: spatial_functa@cifar10
+model: between
+graphs:
+  field:
+    inputs: {latent: "float[batch, rows, columns, features]"}
+    body: |
+      z = latent >> sample_grid(coords, mode="linear")
+      signal = coords >> sine_layer(z, start=siren_first, name="first") >> sine_layer(z) ^ (depth - 2)
+               >> linear(channels, bias=true, init=siren(w0), name="out") + 0.5
+"""
+
+
+def onnx_field(passes: tuple[Pass, ...], folder: Path, spec: Any) -> dict[str, Turn]:
+    """Images of one resolution from their latents."""
+    graph = after(known(elaborate(spec, "field"), {"coords": grid(32, 32)}), passes)
+    if not folder.exists():
+        export(graph, initial(graph.parameters).__getitem__, folder, fixture=None)
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = onnxruntime.InferenceSession(folder / "model.onnx", options, providers=["CPUExecutionProvider"])
+    (latent,) = graph.of_kind(Input)
+    given = {"latent": np.random.default_rng(0).normal(size=latent.type.shape({"batch": 16})).astype(np.float32)}
+    return {"render": lambda: session.run(["signal"], given)}
+
+
 ROWS: dict[str, tuple[Make, Pass]] = {
     "loss_head:xla:training": (lambda passes, _: xla_training(passes, SHORT), LossHead()),
     "local_attention:xla:training": (lambda passes, _: xla_training(passes, LONG), LocalAttention()),
     "pack_qkv:onnx:step": (onnx_step, PackQkv()),
     "residual_norm:onnx:step": (onnx_step, ResidualNorm()),
+    "fixed_interpolation:onnx:training": (
+        lambda passes, folder: onnx_field(passes, folder, load_text(BETWEEN, "between.yaml")),
+        FixedInterpolation(),
+    ),
+    "map_first:onnx:training": (
+        lambda passes, folder: onnx_field(passes, folder, load("spatial_functa", "cifar10", ["features=256"])),
+        MapFirst(),
+    ),
 }
 
 

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.compiler.graphs import ROWS, STREAM, D, Decoder, decoder, decoder_loss, parameters
 from tests.compiler.random_graphs import Example, random_example
+from tests.compiler.test_known import sampled
 from tests.golden_files import check_golden
 
 from planform.backends.reference import run, zeros
@@ -23,11 +24,14 @@ from planform.compiler.passes.canonicalise import Canonicalise
 from planform.compiler.passes.cse import CommonSubexpressions
 from planform.compiler.passes.dead import DeadCode
 from planform.compiler.passes.decompose import Decompose, decompose, illegal
+from planform.compiler.passes.fixed_interpolation import FixedInterpolation
 from planform.compiler.passes.fold import FoldConstants
+from planform.compiler.passes.known import known
 from planform.compiler.passes.last import LastOnly
 from planform.compiler.passes.local_attention import LocalAttention
 from planform.compiler.passes.loss_head import LossHead
 from planform.compiler.passes.loss_weight import LossWeight
+from planform.compiler.passes.map_first import MapFirst
 from planform.compiler.passes.pack_qkv import PackQkv
 from planform.compiler.passes.patterns import Var, op
 from planform.compiler.passes.pipeline import GAINS, explain, optimise, pipeline
@@ -44,7 +48,7 @@ CORE = frozenset(
 )
 PASSES: list[Pass] = [
     Canonicalise(), CommonSubexpressions(), DeadCode(), Decompose(CORE), FoldConstants(), LocalAttention(block=3),
-    LossHead(), LossWeight(), PackQkv(), ResidualNorm(), Unroll(),
+    FixedInterpolation(), LossHead(), LossWeight(), MapFirst(), PackQkv(), ResidualNorm(), Unroll(),
 ]  # fmt: skip
 HIDDEN = TensorType("f32", (Dim("rows", 3), D))
 
@@ -88,6 +92,8 @@ BEFORE = {
     "fold_constants": algebra,
     "dead_code": wasteful,
     "decompose": lambda: decoder(1),
+    "fixed_interpolation": lambda: known(sampled("linear", 9), {"coords": np.eye(2)}),
+    "map_first": lambda: known(sampled("nearest", 9), {"coords": np.linspace(0, 1, 16).reshape(8, 2)}),
     "last_only": lambda: stateful(decoder(2)),
     "local_attention": lambda: decoder_loss(2),
     "loss_head": lambda: decoder_loss(2),

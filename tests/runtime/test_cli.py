@@ -157,6 +157,15 @@ def test_ir() -> None:
     assert run("ir", "gemma2@small", "--graph", "nonsense").exit_code == 2
 
 
+def test_explain_for_a_fixed_resolution() -> None:
+    asked = ("explain", "spatial_functa@small", "--graph", "field", "--backend", "onnx", "--form", "training", "--json")
+    assert "known" not in {e["rule"] for e in json.loads(run(*asked).stdout)}
+    rules = {e["rule"] for e in json.loads(run(*asked, "--fix", "coords=8x8").stdout) if e["outcome"] == "fired"}
+    assert {"known", "map_first"} <= rules
+    for wrong in ("coords", "coords=8x", "coords=there.npz", "coords=8", "place=8x8"):
+        assert run(*asked, "--fix", wrong).exit_code == 2
+
+
 def test_explain() -> None:
     found = run("explain", "gemma2@small", "--backend", "onnx")
     assert found.exit_code == 0 and "onnx, step form" in found.stdout and "models/gemma2.yaml:" in found.stdout

@@ -14,6 +14,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 from tests.runtime.test_fields import images, run  # noqa: F401 - fixtures: 120 blobs, 6 x 8, and a field of them
 
 from planform.backends.onnx import verify_contract
@@ -26,6 +27,8 @@ from planform.runtime.functa.decode import decode
 from planform.runtime.functa.encode import encode, signals_of
 from planform.runtime.functa.field import Field, centres, psnr
 from planform.runtime.functa.functaset import Functaset, read_shard
+from planform.runtime.functa.images import sheet
+from planform.runtime.functa.mapped import Joined, mapped
 from planform.runtime.functa.sample import sample
 from planform.runtime.metrics import read_metrics
 from planform.runtime.train import train
@@ -61,9 +64,14 @@ def test_the_curve_is_drawn_from_the_runs_own_numbers(run: Path, whole: Path) ->
     points = [(line["step"], line["psnr"]) for line in read_metrics(run) if "psnr" in line]
     assert len(points) == 2
     rows, columns = np.nonzero((drawn == LINE).all(-1))
+    rows, columns = rows[columns < 640], columns[columns < 640]
     first, last = (rows[columns <= columns.min() + 4].mean(), rows[columns >= columns.max() - 4].mean())
     assert first > last + 200  # the second is higher: the two are all there is to the range
-    np.testing.assert_array_equal(drawn, curve(points, "PSNR of held-out signals, dB", "training steps"))
+    by_steps = Functaset.open(whole).told["psnr_by_steps"]
+    title = "PSNR of held-out signals, dB"
+    charts = [curve(points, title, "training steps"),
+              curve(list(enumerate(by_steps, 1)), title, "steps to fit a latent (in training: 3)")]  # fmt: skip
+    np.testing.assert_array_equal(drawn, sheet([charts]))
     bent = curve([(0, 1.0), (1, 3.0), (2, 2.0)], "", "")
     rows, columns = np.nonzero((bent == LINE).all(-1))
     middle = rows[columns == (columns.min() + columns.max()) // 2].mean()
@@ -126,6 +134,9 @@ def test_more_steps_fit_better(run: Path, whole: Path, tmp_path: Path) -> None: 
     one, six = (encode(run, tmp_path / str(n), steps=n) for n in (1, 6))
     loss = [f.told["splits"]["heldout"]["means"]["loss"] for f in (one, Functaset.open(whole), six)]
     assert loss[0] > 1.5 * loss[1] and loss[2] != pytest.approx(loss[1], rel=1e-3)
+    by_steps, psnr = zip(*((f.told["psnr_by_steps"], f.told["splits"]["heldout"]["means"]["psnr"]) for f in (one, six)))
+    assert by_steps[0] == by_steps[1] and len(by_steps[0]) == 12  # the same signals, four times as far as in training
+    assert [by_steps[0][0], by_steps[0][5]] == pytest.approx(psnr, abs=1e-3)
 
 
 def test_pictures(whole: Path, tmp_path: Path) -> None:
@@ -205,6 +216,26 @@ def test_encoder_and_field_in_plain_onnxruntime(run: Path, whole: Path, tmp_path
     np.testing.assert_allclose(signal.reshape(6, 9, 5, 1), field.render(stored["latent"], (9, 5)), atol=1e-4)
 
 
+def test_artefacts_of_one_resolution_take_no_coordinates(run: Path, whole: Path, tmp_path: Path) -> None:  # noqa: F811
+    found = Functaset.open(whole)
+    field, stored = Field.of_run(whole / "field"), found.read("heldout", ("latent", "index"))
+    data = signals_of(run, field)
+    batch = data.batch_of(data.part("heldout").take(np.arange(6)))
+    for graph, source, fixed, given, want in (
+        ("fit", run, data.coords, {"signal": batch["signal"]}, stored["latent"]),
+        ("field", whole / "field", grid(9, 5), {"latent": stored["latent"]}, field.render(stored["latent"], (9, 5))),
+    ):
+        export_run(source, tmp_path / graph, graph=graph, fixed={"coords": fixed})
+        assert verify_contract(tmp_path / graph).holds
+        session = ort.InferenceSession(tmp_path / graph / "model.onnx")
+        assert [i.name for i in session.get_inputs()] == list(given)
+        (first, *_) = session.run(None, given)
+        np.testing.assert_allclose(first.reshape(want.shape), want, atol=1e-4)
+    for wrong, message in (({"coords": grid(4)}, "not float32"), ({"place": grid(4)}, "has no input 'place'")):
+        with pytest.raises(UserError, match=message):
+            export_run(run, tmp_path / "wrong", graph="fit", fixed=wrong)
+
+
 # -- models of latents -------------------------------------------------------------------------------------------
 
 
@@ -216,6 +247,20 @@ def labelled(run: Path, images: Path, tmp_path_factory: pytest.TempPathFactory) 
         np.savez(folder / "blobs.npz", images=given["images"], labels=np.arange(120) % 3)
     encode(run, folder / "set", files=folder / "blobs.npz")
     return folder / "set"
+
+
+def test_rows_are_read_where_they_lie(tmp_path: Path) -> None:
+    """Across shards, in any order, and no more of them than was asked for."""
+    whole = np.arange(70, dtype=np.float32).reshape(10, 7)
+    files = [(tmp_path / f"{a}", whole[a:b]) for a, b in ((0, 4), (4, 5), (5, 10))]
+    for file, part in files:
+        save_file({"index": np.arange(len(part)), "latent": part}, file)
+    parts = [mapped(file, ("latent",))["latent"] for file, _ in files]
+    rows = Joined(parts)
+    assert (rows.shape, rows.dtype, rows.ndim, len(rows)) == ((10, 7), np.float32, 2, 10)
+    assert all(isinstance(p, np.memmap) for p in parts)
+    for at in (3, 4, np.int64(9), slice(None), slice(3, 6), np.array([9, 0, 4, 4, 3])):
+        np.testing.assert_array_equal(rows[at], whole[at])
 
 
 def test_latents_as_data(labelled: Path, whole: Path) -> None:

@@ -37,7 +37,7 @@ def encoder_onnx() -> tuple[Any, bool]:
         field = Field.of_run(run)
         data = signals_of(run, field)
         batch = data.batch_of(data.part("heldout").take(np.arange(256)))
-        want = field.fitter()(batch)
+        want = field.fitter(data.coords)(batch)
         folder = workspace() / "onnx" / model
         export_run(run, folder, graph="fit")
         session = ort.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
