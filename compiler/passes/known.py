@@ -79,7 +79,7 @@ def _once(graph: Graph, trace: Trace) -> Graph:
             if t == whole:
                 trace.fired("known", node, "an operand is the same for all entries")
                 node = replace(node, inputs=inputs)
-            elif t is not None and t.dims == tuple(d for d in whole.dims if d in t.dims):
+            elif t is not None and t.dims[-1:] == whole.dims[-1:] and _in_order(t, whole):
                 trace.fired("known", node, "computed once for all entries")
                 made = Value(b.fresh(node.output.name), t, node.origin)
                 b.nodes.append(replace(node, inputs=inputs, outputs=(made,)))
@@ -108,6 +108,10 @@ def _first(op: Op) -> int:
     if isinstance(op, Reduce) and op.over is None:
         return 1
     return 1 if isinstance(op, (Take, Put)) else 0
+
+
+def _in_order(t: TensorType, whole: TensorType) -> bool:
+    return t.dims == tuple(d for d in whole.dims if d in t.dims)
 
 
 def _type(node: Node, inputs: tuple[Value, ...]) -> TensorType | None:
