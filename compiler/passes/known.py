@@ -10,6 +10,7 @@ import numpy as np
 from ..ir import Builder, Graph, Input, Node, Value, bind, substitute
 from ..ops.array import Array
 from ..ops.broadcast import Broadcast
+from ..ops.contract import Op
 from ..ops.control import Repeat
 from ..ops.elementwise import Elementwise
 from ..ops.field import BinaryCode, LocalCoordinates, Sine
@@ -69,17 +70,16 @@ def _once(graph: Graph, trace: Trace) -> Graph:
             node = _told_inside(node, makers)
             assert node.region is not None
             node = replace(node, region=_once(node.region, trace))
-        elif isinstance(node.op, Broadcast) and not node.op.mean:
-            (x,) = node.inputs
-            if x.type.dims == tuple(node.op.dims[i] for i in node.op.at):
-                short[node.output] = x
-        elif isinstance(node.op, BY_NAME) and any(v in short for v in node.inputs):
-            inputs = tuple(short.get(v, v) for v in node.inputs)
+        elif isinstance(node.op, Broadcast) and _by_name(node.op, node.inputs[0]):
+            short[node.output] = node.inputs[0]
+        elif isinstance(node.op, BY_NAME) and any(v in short for v in node.inputs[_first(node.op) :]):
+            first = _first(node.op)
+            inputs = (*node.inputs[:first], *(short.get(v, v) for v in node.inputs[first:]))
             t, whole = _type(node, inputs), node.output.type
             if t == whole:
                 trace.fired("known", node, "an operand is the same for all entries")
                 node = replace(node, inputs=inputs)
-            elif t is not None and t.dims == tuple(d for d in whole.dims if d in t.dims):
+            elif t is not None and t.dims[-1:] == whole.dims[-1:] and _in_order(t, whole):
                 trace.fired("known", node, "computed once for all entries")
                 made = Value(b.fresh(node.output.name), t, node.origin)
                 b.nodes.append(replace(node, inputs=inputs, outputs=(made,)))
@@ -89,6 +89,29 @@ def _once(graph: Graph, trace: Trace) -> Graph:
                 )  # fmt: skip
         b.nodes.append(node)
     return replace(graph, nodes=tuple(b.nodes))
+
+
+def _by_name(op: Broadcast, x: Value) -> bool:
+    """Whether all that it adds are dims with names before the last one, which several ops take for features or axes."""
+    kept = tuple(op.dims[i] for i in op.at)
+    return (
+        not op.mean
+        and x.type.dims == kept
+        and len(op.dims) - 1 in op.at
+        and all(op.dims[i].name for i in op.others(len(op.dims)))
+    )
+
+
+def _first(op: Op) -> int:
+    """The first operand that may lack a dim: what is looked up in is counted by axes, and a sum of everything counts
+    its repetitions."""
+    if isinstance(op, Reduce) and op.over is None:
+        return 1
+    return 1 if isinstance(op, (Take, Put)) else 0
+
+
+def _in_order(t: TensorType, whole: TensorType) -> bool:
+    return t.dims == tuple(d for d in whole.dims if d in t.dims)
 
 
 def _type(node: Node, inputs: tuple[Value, ...]) -> TensorType | None:

@@ -175,7 +175,7 @@ def _draw_curves(run: Path, by_steps: Sequence[float], trained: int, file: Path)
     measured."""
     lines = read_metrics(run) if (run / LINES).is_file() else []
     points = [(line["step"], line[PSNR]) for line in lines if line.get(PSNR) is not None]
-    charts = [curve(points, TITLE, "training steps")] if points else []
+    charts = [curve(points, TITLE, "training steps")] if len(points) > 1 else []
     if by_steps:
         charts.append(curve(list(enumerate(by_steps, 1)), TITLE, f"steps to fit a latent (in training: {trained})"))
     if charts:

@@ -27,7 +27,7 @@ dims: {axes: 2, rows: 3, columns: 4, features: 5, width: 6, kin: 4}
 graphs:
   field:
     inputs: {coords: "float[batch, points, axes]", latent: "float[batch, rows, columns, features]"}
-    outputs: [signal, other]
+    outputs: [signal, other, total, along]
     body: |
       z = latent >> sample_grid(coords, mode="linear", corners=true)
       around = latent >> grid_neighbours(coords, out=kin)
@@ -36,6 +36,8 @@ graphs:
       far = mean(coords, points)
       signal = (z >> linear(width)) + bits + (mean(around, kin) >> linear(width)) + (far >> linear(width))
       other = flat * 2.0
+      total = sum(coords)
+      along = sum(coords, batch, points)
 """
 
 
