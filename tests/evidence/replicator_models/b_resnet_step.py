@@ -21,5 +21,6 @@ AIM = 2.0
 def resnet_step() -> tuple[Any, bool | str]:
     found = measure(rounds=7)
     low, high = found["flax"]["interval"]
-    same = all(found[n]["gradient_differs"] < 1e-2 for n in ("flax", "torch"))
+    # Fifty norms spread roundings to float32: the peers' gradients differ too (`parity_resnet` has them in float64).
+    same = all(found[n]["gradient_differs"] <= 2 * found["gradients_of_peers_differ"] for n in ("flax", "torch"))
     return found, judged(low, high, AIM) if same else False
