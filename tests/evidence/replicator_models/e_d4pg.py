@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import tempfile
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+from PIL import Image
+
 from planform.runtime.agents.play import play
+from planform.runtime.functa.curves import curve
 from planform.runtime.metrics import read_metrics
 from planform.runtime.train import train
 from planform.spec import load
@@ -15,6 +19,7 @@ from tests.evidence import row
 from tests.models.d4pg_run import measured
 
 SECONDS = 60
+KEPT = Path("runs/evidence/replicator_models")
 
 
 @row(
@@ -52,17 +57,22 @@ def actor_speed() -> tuple[Any, bool | str]:
 
 
 def learned(model: str, environment: str, aim: float, steps: int, seeds: int = 1) -> tuple[Any, bool]:
-    """Trains with every seed; the curve and the returns of ten episodes that no run measured itself with."""
+    """Trains with every seed; the returns of ten episodes that no run measured itself with. Curves and films are kept."""
     figure: dict[str, Any] = {}
     for seed in range(seeds):
-        with tempfile.TemporaryDirectory() as folder:
+        kept = KEPT / f"{environment.replace(':', '-')}-{seed}"
+        with TemporaryDirectory() as folder:
             train(load(model), folder, environment=environment, steps=steps, seed=seed, quiet=True)
-            curve = {v["step"]: v["episode_return"] for v in read_metrics(folder) if "episode_return" in v}
-            found = play(folder, episodes=10, seed=1000 + seed)
+            returns = [(v["step"], v["episode_return"]) for v in read_metrics(folder) if "episode_return" in v]
+            found = play(folder, kept, episodes=10, seed=1000 + seed)
+        Image.fromarray(curve(returns, f"return of an episode of {environment}", "steps of the learner")).save(
+            kept / "curve.png"
+        )
         figure[f"seed {seed}"] = {
             "returns": [round(r, 1) for r in found["returns"]],
             "mean": round(found["mean"], 1),
-            "curve": {step: round(r, 1) for step, r in curve.items()},
+            "curve": {int(step): round(r, 1) for step, r in returns},
+            "kept": str(kept),
         }
     return figure, all(f["mean"] > aim for f in figure.values())
 
