@@ -57,7 +57,7 @@ def actor_speed() -> tuple[Any, bool | str]:
 
 
 def learned(model: str, environment: str, aim: float, steps: int, seeds: int = 1) -> tuple[Any, bool]:
-    """Trains with every seed; the returns of ten episodes that no run measured itself with. Curves and films are kept."""
+    """Trains with every seed; the returns of ten episodes that no run measured itself with. Keeps curves and films."""
     figure: dict[str, Any] = {}
     for seed in range(seeds):
         kept = KEPT / f"{environment.replace(':', '-')}-{seed}"
