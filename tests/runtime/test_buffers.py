@@ -199,7 +199,7 @@ def test_statistics_stay_float32_in_bfloat16(arrays: Any) -> None:
         np.testing.assert_allclose(got, exact, rtol=0.02, atol=0.05)
         if name.endswith((".mean", ".variance")):
             coarse = got.astype(jnp.bfloat16).astype(np.float32)
-            assert np.abs(got - coarse).max() > 1e-5
+            assert (got != coarse).mean() > 0.5
 
 
 @pytest.mark.slow
