@@ -127,7 +127,7 @@ SMALL = ("ch=4", "wide=4", "noise=8", "train.batch=8", "precision.compute=float6
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = np.random.default_rng(0)
     path: Path = tmp_path_factory.mktemp("pictures") / "pictures.npz"
-    np.savez(path, image=rng.integers(0, 256, (64, 28, 28, 1), np.uint8), label=rng.integers(0, 10, 64))
+    np.savez(path, images=rng.integers(0, 256, (64, 28, 28, 1), np.uint8), labels=rng.integers(0, 10, 64))
     return path
 
 
