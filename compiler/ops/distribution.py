@@ -24,7 +24,7 @@ class LogSoftmax(_SameShape):
 
     name: ClassVar[str] = "log_softmax"
     family: ClassVar[str] = "norm"
-    mixes_last: ClassVar[bool] = True
+    mixes_last: ClassVar[int] = 1
 
     def reference(self, at: At, *arrays: np.ndarray) -> np.ndarray:
         x = arrays[0] - np.max(arrays[0], -1, keepdims=True)
