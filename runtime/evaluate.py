@@ -17,8 +17,9 @@ from planform.spec import Spec
 from .checkpoint import steps
 from .data import TextData
 from .mesh import devices_of, make_mesh, provide_devices, rules_of, share_of
+from .opening import open_data
 from .run import parameters_of_run, read_run, spec_of_run
-from .train import open_data, with_environment
+from .train import with_environment
 from .updates import Layout, Updates, means
 from .uses import get, not_given, of_run
 

@@ -129,8 +129,9 @@ def _entries(run: Path, graph: Graph, calibrate: Path | None) -> Entries:
 def _heldout(run: Path, spec: Spec, report: Callable[[str], None]) -> Arrays | None:
     """A batch of data that the run never saw; None where its data are gone. Fitted to anything else, such as noise, a
     field's latents leave the range in which float32 tells them exactly."""
+    from .data import Share
     from .evaluate import as_it_ran
-    from .train import Share, open_data
+    from .opening import open_data
 
     told = read_run(run)
     chosen = as_it_ran(spec, told)

@@ -11,36 +11,17 @@ from typing import Any
 import jax
 
 from planform.backends.xla import Policy
-from planform.compiler.ir import Graph, Input
-from planform.compiler.ops.linear import Embed
 from planform.compiler.parameters import count
 from planform.compiler.program import Program, program
-from planform.compiler.recipes import Recipe
-from planform.compiler.types import TensorType
 from planform.spec import Diagnostic, Spec, SpecError
 
 from .checkpoint import steps as saved_steps
-from .data import (
-    ArrayData,
-    DataSource,
-    ImageData,
-    LatentData,
-    Share,
-    SignalData,
-    TextData,
-    Tokenizer,
-    View,
-    load_arrays,
-    load_pictures,
-    load_signals,
-    load_tokenizer,
-    read_corpus,
-)
+from .data import DataSource, Tokenizer
 from .distributed import processes
 from .errors import UserError
-from .functa.functaset import Functaset
 from .mesh import Axes, check_mesh, default_axes, devices_of, make_mesh, mesh_text, provide_devices, rules_of, share_of
 from .metrics import Metrics
+from .opening import open_data
 from .progress import Progress, number_text
 from .run import read_run, write_run
 from .trainer import Result, Trainer, Values
@@ -196,126 +177,6 @@ def _compute(spec: Spec, chosen: Program, precision: str | None) -> str:
                                    spans["parameters"], help="they are kept in float32, beside which "
                                    "`compute: bfloat16` makes a step faster"))  # fmt: skip
     return COMPUTE[asked]
-
-
-def open_data(
-    chosen: Program,
-    share: Share,
-    folder: Path,
-    files: str | Path | Sequence[str | Path] | None,
-    tokenizer: str | Path | None,
-) -> tuple[DataSource, Tokenizer | None]:
-    """The data of a program, and the tokenizer where they are text; `files` and `tokenizer` as `train` takes them.
-
-    Raises: UserError.
-    """
-    recipe: Recipe = chosen.data
-    a = recipe.arguments
-    if recipe.name == "arrays":
-        file = _one_file(files, recipe, "DATA.npz")
-        found = load_arrays(file)
-        missing = [f for f in recipe.fields if f not in found]
-        if missing:
-            raise UserError(f"{file} has no `{missing[0]}`", help=f"it has {', '.join(found)}")
-        picked = {f: found[f] for f in recipe.fields}
-        return ArrayData(picked, share, chosen.seed, portion=a["heldout"], source=str(file)), None
-    if recipe.name == "images":
-        source = _one_file(files, recipe, "IMAGES")
-        pictures = load_pictures(source, _channels(chosen))
-        return ImageData(pictures, recipe.fields, _view(a), share, chosen.seed, a["heldout"], str(source)), None
-    if recipe.name == "signals":
-        source = _one_file(files, recipe, "IMAGES")
-        signals, apart = load_signals(source, *_sizes(chosen))
-        return SignalData(signals, recipe.fields, share, chosen.seed, apart, a["heldout"], str(source)), None
-    if recipe.name == "replay":
-        from .agents import open_replay
-
-        return open_replay(chosen, share, folder), None
-    if recipe.name == "functaset":
-        folder_ = _one_file(files, recipe, "FUNCTASET")
-        sizes = _latent_sizes(chosen)
-        return LatentData(Functaset.open(folder_), recipe.fields, sizes, share, chosen.seed), None
-    words = load_tokenizer(tokenizer if tokenizer is not None else a["tokenizer"])
-    for update in chosen.updates:
-        _check_vocabulary(update.loss, recipe.fields[0], words)
-    corpus = read_corpus(files if files is not None else a["files"], heldout=a["heldout"])
-    return TextData(corpus, words, a["length"], share, folder / "data", chosen.seed, recipe.fields[0]), words
-
-
-def _one_file(files: Any, recipe: Recipe, example: str) -> str | Path:
-    """Where the data are, of a program that takes one file or folder. Raises: UserError."""
-    given = files if files is not None else recipe.arguments["file"]
-    if isinstance(given, Sequence) and not isinstance(given, str) and len(given) == 1:
-        given = given[0]
-    if not isinstance(given, (str, Path)):
-        many = "several are" if given else "none are"
-        raise UserError(
-            f"this program trains on one file or folder of {recipe.name}, {many} given", help=f"--files {example}"
-        )
-    return given
-
-
-def _types(chosen: Program) -> dict[str, TensorType]:
-    """Of what the losses read, by name."""
-    return {v.name: v.type for u in chosen.updates for v in (*u.loss.inputs, *u.heldout.inputs)}
-
-
-def _sizes(chosen: Program) -> tuple[int, int]:
-    """(axes, channels) of the signals that a program takes. Raises: UserError where the spec leaves them open."""
-    types = _types(chosen)
-    found = []
-    for name, dims in zip(chosen.data.fields[:2], ("points, axes", "points, channels")):
-        t = types.get(name)
-        if t is None or t.rank != 3 or not isinstance(t.sizes[-1], int):
-            raise UserError(
-                f"`{name}` must be float[batch, {dims}] with a known last size, it is {t or 'not used'}",
-                help="signals(COORDS, VALUES) names the coordinates and what the signals are there",
-            )
-        found.append(t.sizes[-1])
-    return found[0], found[1]
-
-
-def _channels(chosen: Program) -> int:
-    """Of the images that a program takes. Raises: UserError where the spec leaves them open."""
-    name = chosen.data.fields[0]
-    t = _types(chosen).get(name)
-    if t is None or t.rank != 4 or not isinstance(t.sizes[-1], int):
-        raise UserError(
-            f"`{name}` must be float[batch, height, width, channels] with known channels, it is {t or 'not used'}",
-            help="images(IMAGE, LABEL) names the images and what they show",
-        )
-    return t.sizes[-1]
-
-
-def _view(arguments: Mapping[str, Any]) -> View:
-    """Raises: UserError."""
-    given = {k: arguments[k] for k in ("crop", "shift", "flip", "centre")}
-    size = arguments["size"]
-    for key in ("mean", "std"):
-        if (value := arguments[key]) is not None:
-            given[key] = tuple(map(float, value)) if isinstance(value, list) else (float(value),)
-    return View(None if size is None else int(size), **given)
-
-
-def _latent_sizes(chosen: Program) -> list[int | None]:
-    """Sizes of one latent that a program takes, None where they are open."""
-    t = _types(chosen).get(chosen.data.fields[0])
-    if t is None:
-        raise UserError(f"`{chosen.data.fields[0]}` is not used", help="functaset(LATENT) names the latents")
-    return [n if isinstance(n, int) else None for n in t.sizes[1:]]
-
-
-def _check_vocabulary(graph: Graph, name: str, words: Tokenizer) -> None:
-    """Raises: UserError when the table that embeds the tokens is smaller than the vocabulary."""
-    for node in graph.walk():
-        tokens = node.inputs[0] if node.inputs else None
-        if isinstance(node.op, Embed) and isinstance(tokens, Input) and tokens.name == name:
-            dim = node.inputs[1].type.dims[0]
-            if isinstance(dim.size, int) and dim.size < words.vocab_size:
-                raise UserError(
-                    f"the tokenizer {words.name} has {words.vocab_size} tokens, the model's table {dim.size}",
-                    help=f"--set {dim.name}={words.vocab_size}" if dim.name else None,
-                )
 
 
 def _absolute(files: str | Path | Sequence[str | Path] | None) -> list[str] | None:

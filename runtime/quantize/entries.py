@@ -85,7 +85,7 @@ def _of_text(run: Path, graph: Graph, text: Path) -> Entries:
 def _of_data(run: Path, graph: Graph) -> Entries:
     from ..data import Share
     from ..evaluate import as_it_ran
-    from ..train import open_data
+    from ..opening import open_data
 
     chosen = as_it_ran(spec_of_run(run), read_run(run))
     words = run / FOLDER

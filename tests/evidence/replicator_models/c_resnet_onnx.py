@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
+from planform.runtime.data import Share
 from planform.runtime.evaluate import as_it_ran
 from planform.runtime.exporting import export_run
+from planform.runtime.opening import open_data
 from planform.runtime.quantize import Wish
 from planform.runtime.run import read_run, spec_of_run
-from planform.runtime.train import Share, open_data
 from tests.benchmarks.ratios import judged, together
 from tests.benchmarks.resnet_onnx import measure
 from tests.evidence import row
