@@ -10,7 +10,8 @@ from PIL import Image
 
 from ..errors import UserError
 from ..evaluate import as_it_ran
-from ..functa.functaset import write_json
+from ..files import write_json
+from ..functa.images import write_picture
 from ..run import parameters_of_run, read_run, spec_of_run
 from ..train import with_environment
 from . import play_of
@@ -60,11 +61,7 @@ def play(
     returns = played(how, parameters_of_run(run, step), episodes, seed, see if out is not None else None)
     told = {"environment": how.environment, "seed": seed, "returns": returns, "mean": float(np.mean(returns))}
     if out is not None:
-        file = Path(out) / "episode.gif"
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            frames[0].save(file, save_all=True, append_images=frames[1:], duration=1000 // FRAMES, loop=0)
-        except OSError as error:
-            raise UserError(f"can't write {file}: {error.strerror or error}") from error
-        write_json(file.parent / "returns.json", told)
+        film = {"save_all": True, "append_images": frames[1:], "duration": 1000 // FRAMES, "loop": 0}
+        write_picture(Path(out) / "episode.gif", frames[0], **film)
+        write_json(Path(out) / "returns.json", told)
     return told

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ..files import whole
 from .transitions import Arrays
-
-PRIORITY = "priority"
 
 
 class Replay:
@@ -61,11 +60,10 @@ class Replay:
             self._tree.set(at, powers)
 
     def save(self, file: Path) -> None:
-        """Everything but priorities, which are learned again."""
+        """Everything but priorities, which are learned again. Raises: UserError."""
         order = (self._next - self.count + np.arange(self.count)) % self.capacity
-        beside = file.with_suffix(".part.npz")
-        np.savez(beside, **{name: a[order] for name, a in self._arrays.items()})  # type: ignore[arg-type]
-        beside.replace(file)
+        with whole(file) as f:
+            np.savez(f, **{name: a[order] for name, a in self._arrays.items()})  # type: ignore[arg-type]
 
 
 class SumTree:

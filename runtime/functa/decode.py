@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
+from ..files import write_json
 from .encode import signals_of
 from .field import TILE, Field, psnr
-from .functaset import FIELD, Functaset, write_json
+from .functaset import FIELD, Functaset
 from .images import check_images, enlarged, in_rows, pixels, sheet, write_png
 
 COLUMNS = 8

@@ -11,7 +11,6 @@ psnr.png                    PSNR over the field's training and over the steps th
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from ..errors import UserError
+from ..files import whole, write_json
 from .mapped import Joined, mapped
 
 FILE, UNFINISHED, FIELD, CURVE = "functaset.json", "encoding.json", "field", "psnr.png"
@@ -135,24 +135,8 @@ def shard_rows(file: Path) -> int | None:
 
 def write_shard(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Raises: UserError."""
-    write_whole(file, save({n: np.ascontiguousarray(a) for n, a in arrays.items()}))
-
-
-def write_json(file: Path, told: Mapping[str, Any]) -> None:
-    """Raises: UserError."""
-    write_whole(file, (json.dumps(told, indent=1) + "\n").encode())
-
-
-def write_whole(file: Path, content: bytes) -> None:
-    """All of it or nothing: a kill leaves no half of a file under its name. Raises: UserError."""
-    beside = file.with_name(f".{file.name}.part")
-    try:
-        with open(beside, "wb") as f:
-            f.write(content)
-            os.fsync(f.fileno())
-        beside.replace(file)
-    except OSError as error:
-        raise UserError(f"can't write in {file.parent}: {error.strerror or error}") from error
+    with whole(file) as f:
+        f.write(save({n: np.ascontiguousarray(a) for n, a in arrays.items()}))
 
 
 def begin(folder: Path, plan: Mapping[str, Any]) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from ..errors import UserError
+from ..files import whole
 
 GAP = 2
 """Pixels between the images of a sheet."""
@@ -30,13 +32,13 @@ def check_images(axes: int, channels: int) -> None:
 
 def write_png(file: Path, image: np.ndarray) -> None:
     """An image uint8[height, width, 1 or 3]. Raises: UserError."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        beside = file.with_name(f".{file.name}.part")
-        Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(beside, "png")
-        beside.replace(file)
-    except OSError as error:
-        raise UserError(f"can't write {file}: {error.strerror or error}") from error
+    write_picture(file, Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image))
+
+
+def write_picture(file: Path, image: Image.Image, **how: Any) -> None:
+    """A picture in the format that its name says; `how` as that format has it. Raises: UserError."""
+    with whole(file, parents=True) as f:
+        image.save(f, file.suffix[1:], **how)
 
 
 def sheet(rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
