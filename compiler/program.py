@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -64,6 +64,10 @@ class Program:
     keep: int = 2
     precision: Mapping[str, str] = field(default_factory=dict)
     policy: Graph | None = None  # from observations to actions, where the data are what an agent sees
+
+    def having(self, **arguments: Any) -> Program:
+        """The program with arguments of its data in place of its own."""
+        return replace(self, data=replace(self.data, arguments={**self.data.arguments, **arguments}))
 
     @property
     def unit(self) -> str:

@@ -19,7 +19,6 @@ from .data import TextData
 from .mesh import devices_of, make_mesh, provide_devices, rules_of, share_of
 from .opening import open_data
 from .run import parameters_of_run, read_run, spec_of_run
-from .train import with_environment
 from .updates import Layout, Updates, means
 from .uses import get, not_given, of_run
 
@@ -96,10 +95,7 @@ def as_it_ran(spec: Spec, told: dict[str, Any]) -> Any:
     """The program with the choices that the run was made with."""
     chosen = program(spec)
     chosen = replace(chosen, **{k: told[k] for k in ("batch", "accumulate", "seed") if k in told})
-    environment = told.get("data", {}).get("environment")
-    if environment and "environment" in chosen.data.arguments:
-        chosen = with_environment(chosen, environment)
-    length = told.get("data", {}).get("length")
-    if length and "length" in chosen.data.arguments:
-        chosen = replace(chosen, data=replace(chosen.data, arguments={**chosen.data.arguments, "length": length}))
-    return chosen
+    data = told.get("data", {})
+    return chosen.having(
+        **{k: data[k] for k in ("environment", "length") if data.get(k) and k in chosen.data.arguments}
+    )

@@ -140,7 +140,7 @@ def _with_length(chosen: Program, length: int) -> Program:
     """The program with windows of `length` tokens. Raises: UserError where its data aren't text."""
     if chosen.data.name != "text":
         raise UserError(f"only text has a length, this program trains on {chosen.data.name}", help="leave --length out")
-    return replace(chosen, data=replace(chosen.data, arguments={**chosen.data.arguments, "length": length}))
+    return chosen.having(length=length)
 
 
 def with_environment(chosen: Program, environment: str) -> Program:
@@ -148,7 +148,7 @@ def with_environment(chosen: Program, environment: str) -> Program:
     if "environment" not in chosen.data.arguments:
         raise UserError(f"this program learns from {chosen.data.name}, not in an environment",
                         help="leave --environment out")  # fmt: skip
-    return replace(chosen, data=replace(chosen.data, arguments={**chosen.data.arguments, "environment": environment}))
+    return chosen.having(environment=environment)
 
 
 def _default(chosen: Program) -> Axes:
