@@ -40,6 +40,21 @@ def load_arrays(path: str | Path) -> dict[str, np.ndarray]:
     return found
 
 
+def split(rows: int, portion: float, need: str) -> tuple[Sequence[int], Sequence[int]]:
+    """The rows to train on and `portion` of them that are held out, the same for every seed. Raises: UserError, which
+    begins with `need`, where there are less than two."""
+    if rows < 2:
+        raise UserError(f"{need} or more, one to train on and one held out")
+    kept = rows - min(max(round(rows * portion), 1), rows - 1)
+    order = grain.MapDataset.range(rows).shuffle(seed=SPLIT_SEED)
+    return order[:kept], order[kept:]
+
+
+def some(rows: int) -> list[int]:
+    """A few rows that tell one data set from another without reading all of it."""
+    return sorted({0, rows // 3, rows // 2, rows - 1})
+
+
 class Column(Protocol):
     """One array's rows, in memory or where they lie: an ndarray, or what reads as one along its first axis."""
 
@@ -81,13 +96,8 @@ class ArrayData:
     ) -> None:
         rows = _rows(arrays, source)
         if heldout is None:
-            if rows < 2:
-                raise UserError(f"{source} need 2 rows or more, one to train on and one held out")
-            out = min(max(round(rows * portion), 1), rows - 1)
-            order = grain.MapDataset.range(rows).shuffle(seed=SPLIT_SEED)
             self._train, self._heldout = (
-                Rows(arrays, order[: rows - out]),
-                Rows(arrays, order[rows - out :]),
+                Rows(arrays, order) for order in split(rows, portion, f"{source} need 2 rows")
             )
         else:
             mine = {name: (a.shape[1:], a.dtype) for name, a in arrays.items()}
@@ -101,8 +111,8 @@ class ArrayData:
         self._inputs = {name: f"{a.dtype.name}{list(a.shape[1:])}" for name, a in sorted(arrays.items())}
         self._batches = Batches(self._train, share, seed)
         digest = hashlib.sha256(f"{self._inputs} {rows} {share.batch} {seed} {portion}".encode())
-        for name in sorted(arrays):  # a few rows tell one data set from another without reading all of it
-            for row in sorted({0, rows // 3, rows // 2, rows - 1}):
+        for name in sorted(arrays):
+            for row in some(rows):
                 digest.update(np.ascontiguousarray(arrays[name][row]).tobytes())
         self._fingerprint = digest.hexdigest()[:16]
 

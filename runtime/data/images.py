@@ -9,11 +9,10 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import grain
 import numpy as np
 
 from ..errors import UserError
-from .arrays import SPLIT_SEED
+from .arrays import split
 from .pictures import Picture, Pictures
 from .source import Batch, Batches, Share, sequential
 
@@ -137,17 +136,12 @@ class ImageData:
         train, heldout = found
         if len(fields) > 1 and any(p is not None and p.labels is None for p in found):
             raise UserError(f"{source} have no labels", help="an array `labels`, or a folder for each class")
-        count = len(train)
-        order: Any = range(count)
+        order: Any
         if heldout is None:
-            if count < 2:
-                raise UserError(f"{source} need 2 pictures or more, one to train on and one held out")
-            out = min(max(round(count * portion), 1), count - 1)
-            order = grain.MapDataset.range(count).shuffle(seed=SPLIT_SEED)
-            order, apart = order[: count - out], order[count - out :]
+            order, apart = split(len(train), portion, f"{source} need 2 pictures")
             heldout = train
         else:
-            apart = range(len(heldout))
+            order, apart = range(len(train)), range(len(heldout))
         self.share = share
         self._source, self._view = source, view
         self._train = _Seen(train, order, view, fields, seed)

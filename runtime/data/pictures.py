@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..errors import UserError
+from .arrays import some
 from .signals import IMAGES, load_signals
 
 Picture = Any
@@ -80,8 +81,7 @@ class Arrays:
         return Image.fromarray(one[..., 0] if one.shape[-1] == 1 else one)
 
     def told(self) -> str:
-        rows = sorted({0, len(self) // 3, len(self) // 2, len(self) - 1})
-        return f"{self.values.shape} {[int(np.sum(self.values[r])) for r in rows]}"
+        return f"{self.values.shape} {[int(np.sum(self.values[r])) for r in some(len(self))]}"
 
 
 def load_pictures(path: str | Path, channels: int) -> tuple[Pictures, Pictures | None]:
