@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 FIELDS = ("observation", "action", "reward", "discount", "next_observation", "weight")
 """What a replay gives, in this order; the weight only where it draws by priority."""
 
-
 LEAST = {"n": 1, "gamma": 0, "noise": 0, "repeat": 1, "first": 1, "ratio": 0.01, "priority": 0, "actors": 0}
 """What the arguments of a replay are at least."""
 

@@ -99,23 +99,28 @@ def sample(init: Init, shape: tuple[int, ...], seed: int, name: str) -> np.ndarr
         return np.full(shape, value, np.float32)
     digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=16).digest()
     rng = np.random.Generator(np.random.Philox(key=np.frombuffer(digest, np.uint64)))
+
+    def even(bound: float) -> np.ndarray:
+        found: np.ndarray = (rng.random(shape, np.float32) * 2 - 1) * np.float32(bound)
+        return found
+
     if init.name == "normal":
         return rng.standard_normal(shape, np.float32) * np.float32(a[0] if a else 1.0)
     if init.name == "uniform" and len(a) == 2:
         return rng.random(shape, np.float32) * np.float32(a[1] - a[0]) + np.float32(a[0])
     if init.name == "uniform":
-        return (rng.random(shape, np.float32) * 2 - 1) * np.float32(a[0] if a else 1.0)
+        return even(a[0] if a else 1.0)
     if init.name == "uniform_fan_in":
         k, scale = (*a, *(1.0, 1.0)[len(a) :])
-        return (rng.random(shape, np.float32) * 2 - 1) * np.float32(scale * (3 / _fan_in(shape, k)) ** 0.5)
+        return even(scale * (3 / _fan_in(shape, k)) ** 0.5)
     if init.name == "siren":
         w0, k = (*a, *(30.0, 1.0)[len(a) :])
-        return (rng.random(shape, np.float32) * 2 - 1) * np.float32((6 / _fan_in(shape, k)) ** 0.5 / w0)
+        return even((6 / _fan_in(shape, k)) ** 0.5 / w0)
     if init.name == "siren_first":
-        return (rng.random(shape, np.float32) * 2 - 1) * np.float32(1 / _fan_in(shape, a[0] if a else 1))
+        return even(1 / _fan_in(shape, a[0] if a else 1))
     if init.name == "glorot":
         fans = math.prod(shape[:-2]) * sum(shape[-2:])
-        return (rng.random(shape, np.float32) * 2 - 1) * np.float32((a[0] if a else 1.0) * (6 / fans) ** 0.5)
+        return even((a[0] if a else 1.0) * (6 / fans) ** 0.5)
     if init.name in ("fan_in", "truncated_fan_in"):
         k, scale = (*a, *(1.0, 1.0)[len(a) :])
         x = rng.standard_normal(shape, np.float32)

@@ -53,7 +53,7 @@ OPTIMIZERS = {
             "decay": "kind:matrix",
         },
         "learning_rate",
-    ),  # fmt: skip
+    ),
     "adam": Signature("Adam (arXiv:1412.6980).", _ADAM, "learning_rate"),
     "adamw": Signature(
         "Adam with decoupled weight decay (arXiv:1711.05101) on what `decay` selects.",
@@ -113,7 +113,7 @@ SOURCES = {
         },
         fields=True,
         types={1: "i32"},
-    ),  # fmt: skip
+    ),
     "functaset": Signature(
         "Latents of signals, each feature normalised: float[batch, ..], and perhaps the signals' labels, int[batch].",
         {"file": None},

@@ -106,7 +106,6 @@ class Xla(Engine):
     name = "xla"
 
     def __init__(self, weights: Mapping[str, np.ndarray]) -> None:
-
         from planform.backends import xla
 
         self.weights, self.policy = weights, xla.Policy()

@@ -227,12 +227,15 @@ class Emitter:
 
         return self.shared(("size", str(size)), compute)
 
-    def shape(self, sizes: Sequence[Size]) -> ir.Value:
-        """Sizes as int64[n]."""
+    def shape(self, sizes: Sequence[Size], keep: int = 0) -> ir.Value:
+        """Sizes as int64[keep + n], zeros before them: dims that a Reshape leaves as they are."""
         if all(isinstance(s, int) for s in sizes):
-            return self.integers(*(s for s in sizes if isinstance(s, int)))
-        key = ("shape", 0, *map(str, sizes))
-        return self.shared(key, lambda: self.op("Concat", *(self.dim(s) for s in sizes), axis=0))
+            return self.integers(*([0] * keep), *(s for s in sizes if isinstance(s, int)))
+        parts = [self.integers(*([0] * keep))] if keep else []
+        return self.shared(
+            ("shape", keep, *map(str, sizes)),
+            lambda: self.op("Concat", *parts, *(self.dim(s) for s in sizes), axis=0),
+        )
 
     def reshape(self, x: ir.Value, sizes: Sequence[Size], keep: int = 0) -> ir.Value:
         """x with its first `keep` dims unchanged and the rest laid out as `sizes`."""
@@ -240,11 +243,7 @@ class Emitter:
         if len(unknown) <= 1:
             shape = self.integers(*([0] * keep), *(s if isinstance(s, int) else -1 for s in sizes))
         else:
-            parts = [self.integers(*([0] * keep))] if keep else []
-            shape = self.shared(
-                ("shape", keep, *map(str, sizes)),
-                lambda: self.op("Concat", *parts, *(self.dim(s) for s in sizes), axis=0),
-            )
+            shape = self.shape(sizes, keep)
         return self.op("Reshape", x, shape)
 
     def merge(self, x: ir.Value, type: TensorType, count: int) -> ir.Value:

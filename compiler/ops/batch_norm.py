@@ -11,7 +11,7 @@ import numpy as np
 from ..ir import Builder, Init, Value
 from ..size import divide
 from ..types import Dim, TensorType, TypeMismatch
-from .broadcast import Broadcast, SumTo
+from .broadcast import Broadcast, SumTo, renamed
 from .contract import At, Cost, Op, ParameterDecl, Reach, register
 from .elementwise import Add, Mul, Neg, Rsqrt, Square, Sub, number
 from .shape import Rearrange
@@ -143,7 +143,7 @@ class BatchNormTraining(BatchNorm):
         y = b.emit(Mul(), centred, b.emit(Broadcast(rows.type.dims, at), factor))
         if self.groups > 1:
             y = b.emit(Rearrange(f"groups batch {rest} -> (groups batch) {rest}"), y)
-            y = b.emit(Broadcast(x.type.dims, tuple(range(x.type.rank))), y)  # with the names of x's dims
+            y = renamed(b, y, x.type.dims)
         if affine:
             y = b.emit(Add(), b.emit(Mul(), y, _along(b, affine[0], x)), _along(b, affine[1], x))
 

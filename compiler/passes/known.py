@@ -84,9 +84,7 @@ def _once(graph: Graph, trace: Trace) -> Graph:
                 made = Value(b.fresh(node.output.name), t, node.origin)
                 b.nodes.append(replace(node, inputs=inputs, outputs=(made,)))
                 short[node.output] = made
-                node = replace(
-                    node, op=Broadcast(whole.dims, tuple(map(whole.dims.index, t.dims))), inputs=(made,)
-                )  # fmt: skip
+                node = replace(node, op=Broadcast(whole.dims, tuple(map(whole.dims.index, t.dims))), inputs=(made,))
         b.nodes.append(node)
     return replace(graph, nodes=tuple(b.nodes))
 
@@ -141,7 +139,5 @@ def _told_inside(node: Node, makers: Mapping[Value, Node]) -> Node:
     if not made:
         return node
     kept = [(v, a) for v, a in zip(node.inputs, region.inputs) if a not in made]
-    inside = substitute(
-        replace(region, inputs=tuple(a for _, a in kept), nodes=(*b.nodes, *region.nodes)), made
-    )  # fmt: skip
+    inside = substitute(replace(region, inputs=tuple(a for _, a in kept), nodes=(*b.nodes, *region.nodes)), made)
     return replace(node, inputs=tuple(v for v, _ in kept), region=inside)
