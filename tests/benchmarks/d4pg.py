@@ -11,7 +11,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Iterator
-from itertools import repeat
+from itertools import count
 from typing import Any
 
 import jax
@@ -114,7 +114,7 @@ class Repeated:
         return self.made[step % len(self.made)]
 
     def batches(self, start: int = 0) -> Iterator[Batch]:
-        return (self.batch(start + i) for i, _ in enumerate(repeat(None)))
+        return map(self.batch, count(start))
 
     def heldout(self, count: int) -> Iterator[Batch]:
         return iter(())

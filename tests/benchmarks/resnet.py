@@ -23,10 +23,9 @@ from planform.backends.xla import Policy, from_logical, lower, to_logical
 from planform.compiler.parameters import initial
 from planform.compiler.passes.pipeline import optimise
 from planform.compiler.program import program
-from planform.compiler.weights import weights_map
 from planform.spec import load
 
-from .hand.resnet import ResNet, variables
+from .hand.resnet import ResNet, to_torch, variables
 from .ratios import interval
 
 Arrays = Mapping[str, Any]
@@ -78,9 +77,7 @@ def torch(parameters: Arrays, data: Arrays, told: dict[str, Any]) -> Run:
     from transformers import ResNetConfig, ResNetForImageClassification
 
     model = ResNetForImageClassification(ResNetConfig(num_labels=1000)).train()
-    state = model.state_dict()
-    for t in weights_map(load("resnet50"), "huggingface").tensors:
-        state[t.name].copy_(torch.from_numpy(np.array(t.to_theirs(parameters.__getitem__))))
+    to_torch(model, parameters)
     image = torch.from_numpy(np.asarray(data["image"]).transpose(0, 3, 1, 2).copy())
     label = torch.from_numpy(np.asarray(data["label"], np.int64))
 

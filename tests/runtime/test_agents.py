@@ -162,15 +162,12 @@ train:
   evaluate: {every: 12, batches: 1}
 """
 
-BY_PRIORITY = """
-planform: 1
-extends: d4pg
-model: small
-dims: {policy_width: 32, policy_depth: 16, value_width: 32, value_depth: 16}
-train:
-  data: |
-    replay(observation, action, reward, discount, next_observation, weight,
-           environment="cartpole:balance", policy="slow_actor", actors=0, first=200, ratio=16, priority=0.6)
+BY_PRIORITY = (
+    AGENT.replace("next_observation,", "next_observation, weight,")
+    .replace("ratio=16)", "ratio=16, priority=0.6)")
+    .replace(
+        "  batch: 32",
+        """\
   updates:
     critic:
       loss: |
@@ -179,10 +176,9 @@ train:
         error = -sum(stop(target) * log_softmax(critic(observation, action).logits), atoms)
         mean(weight * error)
       priority: error
-  batch: 32
-  steps: 12
-  evaluate: {every: 12, batches: 1}
-"""
+  batch: 32""",
+    )
+)
 
 
 def agent(*overrides: str) -> Program:

@@ -67,13 +67,6 @@ def arrays() -> dict[str, np.ndarray]:
     return {"x": x.astype(np.float32), "label": (np.abs(x[:, 0, 0]) % 3).astype(np.int32)}
 
 
-@pytest.fixture
-def double() -> Iterator[None]:
-    jax.config.update("jax_enable_x64", True)
-    yield
-    jax.config.update("jax_enable_x64", False)
-
-
 class Layer(nn.Module):
     @nn.compact
     def __call__(self, x: Any, training: bool) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,8 @@ from planform.runtime.train import train
 from planform.runtime.trainer import Trainer
 from planform.runtime.updates import Layout
 from planform.spec import load_text
+
+pytestmark = pytest.mark.usefixtures("double")
 
 SPEC = """
 planform: 1
@@ -67,13 +68,6 @@ train:
   steps: 4
   checkpoint: {every: 2}
 """
-
-
-@pytest.fixture(autouse=True)
-def double() -> Iterator[None]:
-    jax.config.update("jax_enable_x64", True)
-    yield
-    jax.config.update("jax_enable_x64", False)
 
 
 @pytest.fixture(scope="module")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 import torch
@@ -20,6 +18,8 @@ from planform.runtime.mesh import make_mesh
 from planform.runtime.trainer import Trainer
 from planform.runtime.updates import Layout
 from planform.spec import Spec, load_text
+
+pytestmark = pytest.mark.usefixtures("double")
 
 SPEC = """
 planform: 1
@@ -45,13 +45,6 @@ train:
   steps: 6
 """
 STEPS = 6
-
-
-@pytest.fixture(autouse=True)
-def double() -> Iterator[None]:
-    jax.config.update("jax_enable_x64", True)
-    yield
-    jax.config.update("jax_enable_x64", False)
 
 
 @pytest.fixture(scope="module")

@@ -26,13 +26,6 @@ def folder(tmp_path_factory):
         yield made
 
 
-@pytest.fixture
-def double():
-    jax.config.update("jax_enable_x64", True)
-    yield
-    jax.config.update("jax_enable_x64", False)
-
-
 def after(folder, steps=2, **options):
     """(losses, logical parameters) after some steps."""
     seen = Losses()

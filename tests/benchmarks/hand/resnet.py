@@ -1,4 +1,5 @@
-"""ResNet-50 (v1.5) as flax's users write it: linen's Conv and BatchNorm, nothing fused by hand."""
+"""ResNet-50 (v1.5) as flax's users write it: linen's Conv and BatchNorm, nothing fused by hand. And how its weights
+become flax's and transformers'."""
 
 from __future__ import annotations
 
@@ -9,6 +10,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from planform.compiler.weights import WeightsMap, weights_map
+from planform.spec import load
 
 
 class Unit(nn.Module):
@@ -75,3 +79,13 @@ def variables(parameters: Mapping[str, np.ndarray]) -> dict[str, Any]:
             at = at.setdefault(key, {})
         at[names.get(last, last)] = jnp.asarray(array)
     return found
+
+
+def to_torch(model: Any, parameters: Mapping[str, np.ndarray]) -> WeightsMap:
+    """Fills transformers' model with parameters and statistics of `resnet50` by logical name. Returns the map."""
+    import torch
+
+    weights, state = weights_map(load("resnet50"), "huggingface"), model.state_dict()
+    for t in weights.tensors:
+        state[t.name].copy_(torch.from_numpy(np.array(t.to_theirs(parameters.__getitem__))))
+    return weights

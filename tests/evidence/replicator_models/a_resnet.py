@@ -15,15 +15,11 @@ from planform.backends.xla import Policy, from_logical, lower, to_logical
 from planform.compiler.elaborate import elaborate
 from planform.compiler.parameters import count, initial
 from planform.compiler.program import program
-from planform.compiler.weights import weights_map
 from planform.spec import load
-from tests.benchmarks.hand.resnet import ResNet, variables
+from tests.benchmarks.hand.resnet import ResNet, to_torch, variables
 from tests.evidence import row
+from tests.models.test_resnet import PUBLISHED
 
-COUNTS = {
-    "resnet18@18": 11_689_512, "resnet18@34": 21_797_672, "resnet50@50": 25_557_032, "resnet50@101": 44_549_160,
-    "resnet50@152": 60_192_808,
-}  # fmt: skip
 BATCH, SIDE, SIZES = 4, 64, 1000
 Arrays = Mapping[str, np.ndarray]
 Answer = tuple[np.ndarray, float, Arrays]
@@ -32,8 +28,8 @@ Answer = tuple[np.ndarray, float, Arrays]
 
 @row("replicator_models", "counts", "parameters of ResNet 18, 34, 50, 101 and 152, exactly", 0.2)
 def counts() -> tuple[Any, bool]:
-    found = {name: count(elaborate(load(name), "classify")) for name in COUNTS}
-    return found, found == COUNTS
+    found = {name: count(elaborate(load(name), "classify")) for name in PUBLISHED}
+    return found, found == PUBLISHED
 
 
 def parameters() -> dict[str, np.ndarray]:
@@ -71,10 +67,7 @@ def ours(given: Arrays) -> Answer:
 def of_torch(given: Arrays) -> Answer:
     image, label = data()
     model = ResNetForImageClassification(ResNetConfig(num_labels=SIZES)).double()
-    weights = weights_map(load("resnet50"), "huggingface")
-    state = model.state_dict()
-    for t in weights.tensors:
-        state[t.name].copy_(torch.from_numpy(np.array(t.to_theirs(given.__getitem__))))
+    weights = to_torch(model, given)
     pixels = torch.from_numpy(image.transpose(0, 3, 1, 2).copy())
     with torch.no_grad():
         rest = model.eval()(pixel_values=pixels).logits.numpy()

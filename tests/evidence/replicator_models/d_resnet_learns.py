@@ -14,7 +14,6 @@ from tests.evidence import row
 from tests.evidence.functa.images import fashion_mnist, workspace
 
 STEPS, SEEDS = 1000, (0, 1, 2)
-KEPT = Path("runs/evidence/replicator_models")
 
 HEAD = """
 planform: 1

@@ -6,10 +6,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from PIL import Image
-
 from planform.runtime.agents.play import play
 from planform.runtime.functa.curves import curve
+from planform.runtime.functa.images import write_png
 from planform.runtime.metrics import read_metrics
 from planform.runtime.train import train
 from planform.spec import load
@@ -65,9 +64,8 @@ def learned(model: str, environment: str, aim: float, steps: int, seeds: int = 1
             train(load(model), folder, environment=environment, steps=steps, seed=seed, quiet=True)
             returns = [(v["step"], v["episode_return"]) for v in read_metrics(folder) if "episode_return" in v]
             found = play(folder, kept, episodes=10, seed=1000 + seed)
-        Image.fromarray(curve(returns, f"return of an episode of {environment}", "steps of the learner")).save(
-            kept / "curve.png"
-        )
+        drawn = curve(returns, f"return of an episode of {environment}", "steps of the learner")
+        write_png(kept / "curve.png", drawn)
         figure[f"seed {seed}"] = {
             "returns": [round(r, 1) for r in found["returns"]],
             "mean": round(found["mean"], 1),
