@@ -75,6 +75,16 @@ def test_is_what_torch_computes_and_so_are_its_gradients(expression: str) -> Non
     assert relative(exported, np.asarray(got)) < 1e-5
 
 
+def test_of_equal_cells_one_has_the_gradient() -> None:
+    """The first, as XLA's own rule has it on other platforms; none is counted twice."""
+    rng, graph = np.random.default_rng(0), graph_of("max_pool(3, stride=2)")
+    x = rng.integers(0, 3, (2, 11, 9, 6)).astype(np.float32)
+    above = rng.standard_normal((2, 6, 5, 6)).astype(np.float32)
+    run = {p: lower(graph, Policy(platform=p)) for p in ("cpu", "gpu")}
+    mine, theirs = (jax.vjp(lambda x, f=f: f({}, {"x": x})["y"], x)[1](above)[0] for f in run.values())
+    np.testing.assert_allclose(mine, theirs, atol=1e-6)
+
+
 def test_how_tensorflow_pads_is_said_by_numbers() -> None:
     """flax's SAME at a stride of 2 is [0, 1] on an even number of cells, and isn't "same"."""
     x = np.random.default_rng(0).standard_normal((2, 8, 8, 6)).astype(np.float32)

@@ -34,7 +34,7 @@ from planform.runtime.agents.source import ReplayData
 from planform.runtime.agents.transitions import Steps
 from planform.runtime.data import Share
 from planform.runtime.errors import UserError
-from planform.runtime.evaluate import evaluate_run
+from planform.runtime.evaluate import as_it_ran, evaluate_run
 from planform.runtime.mesh import make_mesh
 from planform.runtime.train import train
 from planform.runtime.trainer import Trainer
@@ -346,6 +346,12 @@ def test_training_evaluates_plays_and_films(tmp_path: Path) -> None:
     assert again.step == 14
     measured = evaluate_run(tmp_path / "run", batches=1)
     assert measured["episode_return"] == again.values["episode_return"] and measured["step"] == 14
+
+
+def test_a_run_plays_where_it_learned() -> None:
+    told = {"data": {"environment": "cartpole:swingup"}}
+    assert as_it_ran(load_text(AGENT), told).data.arguments["environment"] == "cartpole:swingup"
+    assert as_it_ran(load_text(AGENT), {}).data.arguments["environment"] == "cartpole:balance"
 
 
 @pytest.mark.slow
