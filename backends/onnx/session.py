@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias, Union
 import numpy as np
 import onnxruntime as ort
 
+from .pages import large_pages
+
 if TYPE_CHECKING:
     import onnx_ir as ir
 
@@ -67,11 +69,14 @@ def options(threads: int | None = None, spin: bool = True, packed: bool = True) 
 
 def load(source: Source, settings: ort.SessionOptions | None = None) -> ort.InferenceSession:
     """An onnxruntime session on the CPU. Raises: what onnxruntime raises for a model that it refuses."""
+    model: str | bytes
     if isinstance(source, (str, Path)):
         path = Path(source)
-        path = path / MODEL if path.is_dir() else path
-        return ort.InferenceSession(str(path), settings or options(), providers=["CPUExecutionProvider"])
-    return ort.InferenceSession(_bytes(source), settings or options(), providers=["CPUExecutionProvider"])
+        model = str(path / MODEL if path.is_dir() else path)
+    else:
+        model = _bytes(source)
+    with large_pages():
+        return ort.InferenceSession(model, settings or options(), providers=["CPUExecutionProvider"])
 
 
 def _bytes(source: bytes | ir.Model | Lowered) -> bytes:

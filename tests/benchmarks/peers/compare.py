@@ -98,7 +98,8 @@ def race(name: str, options: Options) -> Outcome:
     verdicts = [judged(*ratio[1:], aim=r.aim)]
     if r.what == "decode":
         shares = {n: _shares(found[n], speeds[n], weight_bytes(paths[n])) for n in speeds}
-        figure["read_gb_s"] = spread([row["bandwidth"] for n in speeds for row in found[n]])
+        for title, key in (("read_gb_s", "bandwidth"), ("read_gb_s, large pages", "in_large_pages")):
+            figure[title] = spread([row[key] for n in speeds for row in found[n]])
         figure["of_bandwidth"] = {n: rounded(interval(v)) for n, v in shares.items()}
         if r.share:
             verdicts.append(judged(*interval(shares[best])[1:], aim=r.share))

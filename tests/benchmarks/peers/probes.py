@@ -21,7 +21,8 @@ MIB, REPEATS = 512, 7
 
 
 class Bandwidth:
-    """GB/s of reading memory far beyond the caches: a small C program where there is a compiler, else NumPy."""
+    """GB/s of reading memory far beyond the caches, in small pages and in large ones: a small C program where there is
+    a compiler, else NumPy, whose arrays are in large ones where the system has them."""
 
     def __init__(self, folder: Path, threads: int) -> None:
         self.threads = threads
@@ -36,10 +37,12 @@ class Bandwidth:
             if subprocess.run(command, capture_output=True).returncode:
                 self.program = None
 
-    def __call__(self) -> float:
+    def __call__(self) -> tuple[float, float]:
         if self.program is not None:
             command = [str(self.program), str(MIB), str(self.threads), str(REPEATS)]
-            return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+            told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            small, large = map(float, told.split())
+            return small, large
         if self._array is None:
             self._array = np.ones(MIB << 18, np.float32)
         parts = np.array_split(self._array, self.threads)
@@ -49,7 +52,7 @@ class Bandwidth:
                 begin = time.perf_counter()
                 list(pool.map(np.max, parts))
                 found.append(self._array.nbytes / (time.perf_counter() - begin) / 1e9)
-        return statistics.median(found)
+        return statistics.median(found), statistics.median(found)
 
 
 PRODUCT = 2048

@@ -111,9 +111,9 @@ def once(*arguments: object) -> Result:
 def interleaved(
     runs: Mapping[str, Callable[[], Result]], rounds: int, folder: Path, every: Mapping[str, int] | None = None
 ) -> dict[str, list[Result]]:
-    """Results by contender, one a round, each with the `bandwidth` probed before it and the share of the processors
-    that `others` took meanwhile. `every`: contenders that run only in each n-th round. One that fails stays out; why is
-    said by its only result, {"error"}."""
+    """Results by contender, one a round, each with the `bandwidth` probed before it, also `in_large_pages`, and
+    the share of the processors that `others` took meanwhile. `every`: contenders that run only in each n-th round. One
+    that fails stays out; why is said by its only result, {"error"}."""
     probe = Bandwidth(folder, physical_cores())
     found: dict[str, list[Result]] = {key: [] for key in runs}
     order = np.random.default_rng(0)
@@ -121,11 +121,12 @@ def interleaved(
         for key in order.permutation(list(runs)):
             if i % (every or {}).get(key, 1) or any("error" in r for r in found[key]):
                 continue
-            bandwidth, others = probe(), Others()
+            (small, large), others = probe(), Others()
+            result: Result = {"round": i, "bandwidth": small, "in_large_pages": large}
             try:
-                result = {"round": i, "bandwidth": bandwidth, **runs[key]()}
+                result |= runs[key]()
             except Unavailable as why:
-                result = {"round": i, "bandwidth": bandwidth, "error": str(why)}
+                result["error"] = str(why)
             result["others"] = round(others.share(), 3)
             found[key] = [result] if "error" in result else [*found[key], result]
             print(f"# round {i + 1}/{rounds} {key}: {_short(result)}", file=sys.stderr, flush=True)
