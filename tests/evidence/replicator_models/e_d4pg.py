@@ -77,7 +77,7 @@ def learned(model: str, environment: str, aim: float, steps: int, seeds: int = 1
 
 @row("replicator_models", "d4pg_balance", "cartpole balance from states, three seeds: returns above 900", 60)
 def balance() -> tuple[Any, bool]:
-    return learned("d4pg@cartpole", "cartpole:balance", 900, 30_000, seeds=3)
+    return learned("d4pg@cartpole", "cartpole:balance", 900, 15_000, seeds=3)
 
 
 @row("replicator_models", "d4pg_swingup", "cartpole swingup from states: returns above 750", 60)
@@ -87,4 +87,4 @@ def swingup() -> tuple[Any, bool]:
 
 @row("replicator_models", "d4pg_reacher", "reacher easy from states: returns above 900", 60)
 def reacher() -> tuple[Any, bool]:
-    return learned("d4pg@reacher", "reacher:easy", 900, 100_000)
+    return learned("d4pg@reacher", "reacher:easy", 900, 50_000)
