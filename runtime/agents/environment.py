@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import deque
+from ctypes.util import find_library
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +14,8 @@ from ..errors import UserError
 
 COLOURS = 3
 RENDERER = "MUJOCO_GL"
+RENDERERS = {"egl": "EGL", "osmesa": "OSMesa"}
+"""Those that need no screen, and the library of each."""
 
 
 class Step(NamedTuple):
@@ -109,9 +112,16 @@ def within(action: np.ndarray) -> np.ndarray:
     return found
 
 
+def _renderer(wanted: bool) -> str:
+    """What the control suite shall render with, which it decides once for a process: what is there, though the
+    environment at hand may not need it."""
+    found = (name for name, library in RENDERERS.items() if find_library(library))
+    return next(found, next(iter(RENDERERS)) if wanted else "disabled")
+
+
 def _load(name: str, seed: int, rendered: bool) -> Any:
     if RENDERER not in os.environ and "dm_control" not in sys.modules and "DISPLAY" not in os.environ:
-        os.environ[RENDERER] = "egl" if rendered else "disabled"
+        os.environ[RENDERER] = _renderer(rendered)
     try:
         from dm_control import suite
     except ImportError as error:

@@ -24,7 +24,7 @@ from planform.backends.xla import Policy
 from planform.compiler.elaborate import elaborate
 from planform.compiler.parameters import initial, layers
 from planform.compiler.program import Program, program
-from planform.runtime.agents import open_replay, play_of
+from planform.runtime.agents import environment, open_replay, play_of
 from planform.runtime.agents.environment import Environment
 from planform.runtime.agents.export import policy_of
 from planform.runtime.agents.play import play
@@ -418,3 +418,14 @@ def test_the_learner_says_how_much_there_was_to_learn(tmp_path: Path) -> None:
         np.testing.assert_allclose(data._replay._tree.values(at), (errors + 1e-6) ** 0.6, rtol=1e-4)
         trainer.run(12)
     assert len(drawn) == 12 and not data._drawn
+
+
+@pytest.mark.parametrize(
+    "there,wanted,found",
+    [(["EGL", "OSMesa"], False, "egl"), (["OSMesa"], True, "osmesa"), ([], False, "disabled"), ([], True, "egl")],
+)
+def test_the_renderer_is_chosen_once_for_whatever_comes_later(
+    there: list[str], wanted: bool, found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environment, "find_library", lambda name: name if name in there else None)
+    assert environment._renderer(wanted) == found

@@ -82,7 +82,7 @@ def balance() -> tuple[Any, bool]:
 
 @row("replicator_models", "d4pg_swingup", "cartpole swingup from states: returns above 750", 60)
 def swingup() -> tuple[Any, bool]:
-    return learned("d4pg@cartpole", "cartpole:swingup", 750, 100_000)
+    return learned("d4pg@cartpole", "cartpole:swingup", 750, 50_000)
 
 
 @row("replicator_models", "d4pg_reacher", "reacher easy from states: returns above 900", 60)
