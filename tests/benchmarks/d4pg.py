@@ -28,7 +28,7 @@ from planform.compiler.types import TensorType
 from planform.runtime.agents import play_of
 from planform.runtime.agents.actor import Actor
 from planform.runtime.agents.policy import Acting
-from planform.runtime.data import Batch
+from planform.runtime.data import Batch, Share
 from planform.runtime.mesh import make_mesh, rules_of
 from planform.runtime.trainer import Trainer
 from planform.runtime.updates import Layout
@@ -94,9 +94,9 @@ class ByHand:
 
 
 class Repeated:
-    """A few batches of a program, over and over: a source for a learner alone."""
+    """A few batches of a program, over and over: a source for a learner alone. A process takes its share of each."""
 
-    def __init__(self, p: Program, count: int = 8) -> None:
+    def __init__(self, p: Program, count: int = 8, share: Share | None = None) -> None:
         rng = np.random.default_rng(0)
         types = {v.name: v.type for u in p.updates for v in u.loss.of_kind(Input)}
         draw = {"action": lambda n: rng.uniform(-1, 1, n), "reward": lambda n: rng.uniform(0, 5, n),
@@ -108,7 +108,9 @@ class Repeated:
                 return rng.integers(0, 256, shape, np.uint8)
             return draw.get(name, rng.standard_normal)(shape).astype(np.float32)
 
-        self.made = [{n: drawn(n, t) for n, t in types.items()} for _ in range(count)]
+        mine = share or Share(p.batch)
+        rows = slice(mine.process * mine.local, (mine.process + 1) * mine.local)
+        self.made = [{n: drawn(n, t)[rows] for n, t in types.items()} for _ in range(count)]
 
     def batch(self, step: int) -> Batch:
         return self.made[step % len(self.made)]
