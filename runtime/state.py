@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from planform.compiler.parameters import gather, layers, scatter
 
@@ -39,10 +40,11 @@ class State:
         return _flat({PARAMETERS: self.parameters, **self.optimizers})[0]
 
     def logical(self, names: Sequence[str]) -> dict[str, np.ndarray]:
-        """Some parameters by their logical names, on the host."""
+        """Some parameters by their logical names, on the host. All processes must ask for the same."""
         wanted = set(names)
         held = {n: a for n, a in self.parameters.items() if wanted.intersection(layers(n))}
-        found = scatter(jax.device_get(held))
+        split = {n: a for n, a in held.items() if not (a.is_fully_addressable or a.is_fully_replicated)}
+        found = scatter(jax.device_get(held | multihost_utils.process_allgather(split, tiled=True)))
         return {n: found[n] for n in names}
 
 

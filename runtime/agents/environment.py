@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 from collections import deque
-from ctypes.util import find_library
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,9 +14,10 @@ import numpy as np
 from ..errors import UserError
 
 COLOURS = 3
+INSTALL = "egl needs libegl1 (a GPU's or Mesa's), osmesa needs libosmesa6; it chooses between them where it isn't set"
 RENDERER = "MUJOCO_GL"
-RENDERERS = {"egl": "EGL", "osmesa": "OSMesa"}
-"""Those that need no screen, and the library of each."""
+RENDERERS = ("egl", "osmesa", "disabled")
+"""Values of it that need no display, the best first. All environments of a process have one."""
 
 
 class Step(NamedTuple):
@@ -35,15 +37,12 @@ class Environment:
             3 * frames] for its newest frames, the oldest first, uint8
     seed    of the episodes
     repeat  how often an action is taken before the next one is chosen; rewards add up
-    rendered  whether pictures of it will be wanted
     Raises: UserError where there is no such environment, or it observes or takes something else.
     """
 
-    def __init__(
-        self, name: str, shape: tuple[int, ...], actions: int, seed: int = 0, repeat: int = 1, rendered: bool = False
-    ) -> None:
+    def __init__(self, name: str, shape: tuple[int, ...], actions: int, seed: int = 0, repeat: int = 1) -> None:
         self.name, self.repeat = name, repeat
-        self._env = _load(name, seed, rendered or len(shape) == 3)
+        self._env = _load(name, seed)
         spec = self._env.action_spec()
         self._low, self._half = spec.minimum, (spec.maximum - spec.minimum) / 2
         self._frames: deque[np.ndarray] | None = None
@@ -92,8 +91,7 @@ class Environment:
             return np.asarray(self._env.physics.render(height, width, camera_id=0))
         except Exception as error:  # each OpenGL platform raises its own
             raise UserError(
-                f"this machine can't render with {RENDERER}={os.environ.get(RENDERER, '')}: {error}",
-                help="egl needs libegl1 (a GPU or Mesa), osmesa needs libosmesa6",
+                f"this machine can't render with {RENDERER}={os.environ.get(RENDERER, '')}: {error}", help=INSTALL
             ) from error
 
     def _observed(self, step: Any) -> np.ndarray:
@@ -112,23 +110,8 @@ def within(action: np.ndarray) -> np.ndarray:
     return found
 
 
-def _renderer(wanted: bool) -> str:
-    """What the control suite shall render with, which it decides once for a process: what is there, though the
-    environment at hand may not need it."""
-    found = (name for name, library in RENDERERS.items() if find_library(library))
-    return next(found, next(iter(RENDERERS)) if wanted else "disabled")
-
-
-def _load(name: str, seed: int, rendered: bool) -> Any:
-    if RENDERER not in os.environ and "dm_control" not in sys.modules and "DISPLAY" not in os.environ:
-        os.environ[RENDERER] = _renderer(rendered)
-    try:
-        from dm_control import suite
-    except ImportError as error:
-        if "dm_control" not in str(error) and "mujoco" not in str(error):
-            raise UserError(f"the control suite can't be loaded: {error}", help=f"{RENDERER}=osmesa, or egl") from error
-        raise UserError("environments need dm_control, which isn't installed",
-                        help='pip install "planform[control]"') from error  # fmt: skip
+def _load(name: str, seed: int) -> Any:
+    suite = _suite()
     known = [":".join(pair) for pair in suite.ALL_TASKS]
     if name not in known:
         from planform.spec import did_you_mean
@@ -136,3 +119,24 @@ def _load(name: str, seed: int, rendered: bool) -> Any:
         help = did_you_mean(name, known) or "cartpole:balance, for instance"
         raise UserError(f"there is no environment {name}", help=help)
     return suite.load(*name.split(":"), task_kwargs={"random": seed})
+
+
+def _suite() -> Any:
+    """The control suite, with the renderer that is chosen, or where none is and there is no display, the first that
+    loads here; processes that this one starts have the same. Raises: UserError."""
+    if find_spec("dm_control") is None:
+        raise UserError("environments need dm_control, which isn't installed", help='pip install "planform[control]"')
+    chosen = RENDERER in os.environ or "DISPLAY" in os.environ
+    for renderer in (None,) if chosen or "dm_control.suite" in sys.modules else RENDERERS:
+        if renderer:
+            os.environ[RENDERER] = renderer
+        try:
+            return import_module("dm_control.suite")
+        except Exception as error:  # each OpenGL platform raises its own
+            if renderer is None:
+                raise UserError(f"the control suite doesn't load with {RENDERER}={os.environ.get(RENDERER, '')}: "
+                                f"{error}", help=INSTALL) from error  # fmt: skip
+            for module in [m for m in sys.modules if m.partition(".")[0] in ("dm_control", "OpenGL")]:
+                del sys.modules[module]
+            os.environ.pop("PYOPENGL_PLATFORM", None)  # which dm_control sets
+    raise AssertionError("without a renderer it always loads")
