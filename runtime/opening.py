@@ -38,13 +38,14 @@ Files = str | Path | Sequence[str | Path] | None
 @dataclass(frozen=True)
 class Asked:
     """What a source is opened for: the program, this process's share of its batches, the run's folder, and what the
-    command line gives in place of the spec's."""
+    command line gives in place of the spec's. `ray` is the address of a cluster that actors play on."""
 
     program: Program
     share: Share
     folder: Path
     files: Files
     tokenizer: str | Path | None
+    ray: str | None = None
 
     @property
     def recipe(self) -> Recipe:
@@ -55,13 +56,13 @@ class Asked:
 
 
 def open_data(
-    chosen: Program, share: Share, folder: Path, files: Files, tokenizer: str | Path | None
+    chosen: Program, share: Share, folder: Path, files: Files, tokenizer: str | Path | None, ray: str | None = None
 ) -> tuple[DataSource, Tokenizer | None]:
-    """The data of a program, and the tokenizer where they are text; `files` and `tokenizer` as `train` takes them.
+    """The data of a program, and the tokenizer where they are text; the others as `train` takes them.
 
     Raises: UserError.
     """
-    asked = Asked(chosen, share, folder, files, tokenizer)
+    asked = Asked(chosen, share, folder, files, tokenizer, ray)
     if chosen.data.name == "text":
         return _text(asked)
     return OPENERS[chosen.data.name](asked), None
@@ -107,7 +108,7 @@ def _functaset(asked: Asked) -> DataSource:
 def _replay(asked: Asked) -> DataSource:
     from .agents import open_replay  # environments are an extra
 
-    return open_replay(asked.program, asked.share, asked.folder)
+    return open_replay(asked.program, asked.share, asked.folder, asked.ray)
 
 
 OPENERS: Mapping[str, Callable[[Asked], DataSource]] = {

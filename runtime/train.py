@@ -53,6 +53,8 @@ def train(
     quiet: bool = False,
     uses: Mapping[str, str | Path] | None = None,
     environment: str | None = None,
+    actors: int | None = None,
+    ray: str | None = None,
 ) -> Result:
     """Runs the training program of a spec; everything it writes is in `folder`.
 
@@ -68,6 +70,9 @@ def train(
     uses       folders of the runs whose weights the used specs take, by the names under `uses`; a run that goes on
                finds them again where they were
     environment  that an agent learns in, `cartpole:balance`; else what the spec says
+    actors     how many play in it; else what the spec says
+    ray        they play on this Ray cluster: its HOST:PORT, `auto` for the one that runs here, `local` for a new one;
+               else in processes of this machine
     In a run of several processes all of them call it alike, after `distributed.begin`.
 
     Raises: SpecError, UserError.
@@ -77,8 +82,7 @@ def train(
     chosen = replace(program(spec), **{k: v for k, v in given.items() if v is not None})
     if length is not None:
         chosen = _with_length(chosen, length)
-    if environment is not None:
-        chosen = with_environment(chosen, environment)
+    chosen = as_agent(chosen, environment=environment, actors=actors, ray=ray)
     if not resume and saved_steps(folder):
         raise UserError(f"there is a run in {folder} already", help="choose another folder, or go on with that run")
     compute = _compute(spec, chosen, precision)
@@ -91,7 +95,7 @@ def train(
     policy = Policy(compute=compute)  # type: ignore[arg-type]
     layout = Layout(make_mesh(axes), rules_of(spec), policy)
     share = share_of(layout.mesh, layout.rules, chosen.batch)
-    data, words = open_data(chosen, share, folder, files, tokenizer)
+    data, words = open_data(chosen, share, folder, files, tokenizer, ray)
     first = jax.process_index() == 0
     told = read_run(folder).get(KEY, {}) if saved_steps(folder) else None
     others = find(spec, [g for u in chosen.updates for g in (u.loss, u.heldout)], uses or {}, told, words)
@@ -143,12 +147,14 @@ def _with_length(chosen: Program, length: int) -> Program:
     return chosen.having(length=length)
 
 
-def with_environment(chosen: Program, environment: str) -> Program:
-    """The program with its agent in another environment. Raises: UserError where there is no agent."""
-    if "environment" not in chosen.data.arguments:
+def as_agent(chosen: Program, **given: Any) -> Program:
+    """The program with its agent's environment and number of actors as given. Raises: UserError where something is
+    given and there is no agent."""
+    asked = {name: value for name, value in given.items() if value is not None}
+    if asked and chosen.policy is None:
         raise UserError(f"this program learns from {chosen.data.name}, not in an environment",
-                        help="leave --environment out")  # fmt: skip
-    return chosen.having(environment=environment)
+                        help=f"leave --{' and --'.join(asked)} out")  # fmt: skip
+    return chosen.having(**{k: v for k, v in asked.items() if k in chosen.data.arguments})
 
 
 def _default(chosen: Program) -> Axes:

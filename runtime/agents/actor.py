@@ -1,20 +1,14 @@
-"""Who plays: an actor in this process, or in one of its own that the learner answers.
-
-The process of an actor loads neither JAX nor the compiler.
-"""
+"""Who plays, in whatever process: neither JAX nor the compiler is loaded for it."""
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
-from typing import Any
 
 import numpy as np
 
 from .environment import Environment, within
-from .policy import Acting, Policy
+from .policy import Acting, Policy, Weights
 from .transitions import Arrays, Steps
 
 CHUNK = 64
@@ -37,9 +31,8 @@ class Play:
     noise: float = 0.3
     repeat: int = 1
 
-    def open(self, seed: int, rendered: bool = False) -> Environment:
-        p = self.policy
-        return Environment(self.environment, p.shape, p.actions, seed, self.repeat, rendered)
+    def open(self, seed: int) -> Environment:
+        return Environment(self.environment, self.policy.shape, self.policy.actions, seed, self.repeat)
 
 
 class Actor:
@@ -49,10 +42,12 @@ class Actor:
         self._play, self._rng = play, np.random.default_rng(seed)
         self._environment = play.open(int(self._rng.integers(1 << 31)))
         self._acting = Acting(play.policy)
-        self.load = self._acting.load
         self._steps = Steps(play.n, play.gamma, CHUNK)
         self._observation: np.ndarray | None = None
         self._return = 0.0
+
+    def load(self, weights: Weights) -> None:
+        self._acting.load(weights)
 
     def gather(self) -> tuple[Arrays, list[float]]:
         """CHUNK steps, or fewer where an episode ends: transitions that are complete by then, returns of episodes that
@@ -72,33 +67,16 @@ class Actor:
         return self._steps.transitions(ended=False), []
 
 
-def act(learner: Connection, play: Play, seed: tuple[int, ...]) -> None:
-    """The life of an actor's process: it sends what it gathers, and goes on once the learner has answered the chunk
-    before. An answer holds new weights, or None; it ends when nobody is there to answer any more."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the learner decides what it means
-    try:
-        actor = Actor(play, seed)
-        actor.load(learner.recv())
-        learner.send(actor.gather())
-        while True:
-            learner.send(actor.gather())
-            weights: Mapping[str, Any] | None = learner.recv()
-            if weights is not None:
-                actor.load(weights)
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        pass
-
-
 def episodes(
     play: Play,
-    weights: Mapping[str, np.ndarray],
+    weights: Weights,
     count: int,
     seed: int = 0,
     see: Callable[[int, Environment], None] | None = None,
 ) -> list[float]:
     """Returns of whole episodes without noise; `see` is shown the environment after every step, and which episode it
     is in."""
-    environment, acting = play.open(seed, rendered=see is not None), Acting(play.policy)
+    environment, acting = play.open(seed), Acting(play.policy)
     acting.load(weights)
     found = []
     for i in range(count):

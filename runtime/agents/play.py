@@ -13,7 +13,7 @@ from ..evaluate import as_it_ran
 from ..files import write_json
 from ..functa.images import write_picture
 from ..run import parameters_of_run, read_run, spec_of_run
-from ..train import with_environment
+from ..train import as_agent
 from . import play_of
 from .actor import episodes as played
 from .environment import Environment
@@ -46,8 +46,7 @@ def play(
     chosen = as_it_ran(spec_of_run(run), read_run(run))
     if chosen.policy is None:
         raise UserError(f"{run} holds no agent, it learned from {chosen.data.name}")
-    if environment is not None:
-        chosen = with_environment(chosen, environment)
+    chosen = as_agent(chosen, environment=environment)
     how, clock = play_of(chosen), 0.0
     frames: list[Image.Image] = []
 

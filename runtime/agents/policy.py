@@ -10,6 +10,9 @@ import numpy as np
 
 from planform.backends.onnx.session import load, options
 
+Weights = Mapping[str, np.ndarray]
+"""Of a policy, by logical name."""
+
 
 @dataclass(frozen=True)
 class Policy:
@@ -46,7 +49,7 @@ class Acting:
             policy.action, "cpu", 0, np.float32, self._action.shape, self._action.__array_interface__["data"][0]
         )
 
-    def load(self, weights: Mapping[str, np.ndarray]) -> None:
+    def load(self, weights: Weights) -> None:
         self._weights = {name: np.array(weights[name], np.float32) for name in self.policy.weights}
         for name, array in self._weights.items():
             self._bound.bind_cpu_input(name, array)

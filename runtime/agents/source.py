@@ -17,7 +17,9 @@ from ..data.arrays import load_arrays
 from ..data.source import Batch, Share
 from ..errors import UserError
 from .actor import CHUNK, Actor, Play, episodes
-from .crew import Crew, Weights
+from .crew import Crew, Hire
+from .policy import Weights
+from .process import Process
 from .replay import Pace, Replay
 from .transitions import Arrays
 
@@ -36,7 +38,8 @@ class ReplayData:
 
     fields    names of the observation, action, reward, discount, next observation and, where transitions are drawn by
               priority, of their weight
-    actors    processes that play; 0 plays in this one, a chunk whenever one is due: such a run is repeatable
+    actors    how many play; with 0 this process does, a chunk whenever one is due: such a run is repeatable
+    hire      where they play: processes of this machine
     ratio     how often a transition is drawn, on average
     first     transitions before the first draw
     exponent  of priorities; 0 draws evenly
@@ -52,6 +55,7 @@ class ReplayData:
         seed: int,
         *,
         actors: int = 1,
+        hire: Hire = Process,
         capacity: int = 1_000_000,
         ratio: float = 32.0,
         first: int = 1000,
@@ -60,7 +64,7 @@ class ReplayData:
     ) -> None:
         self.play, self.share, self.seed = play, share, seed
         self._names = dict(zip(FIELDS, fields))
-        self._count, self._file = actors, file
+        self._count, self._hire, self._file = actors, hire, file
         self._replay = Replay(capacity, exponent)
         self._pace = Pace(ratio, first, max(TOLERANCE * ratio * first, CHUNK * ratio + share.local))
         self._changed = threading.Condition()  # of all below
@@ -94,7 +98,7 @@ class ReplayData:
         seed = (self.seed, self.share.process, start)
         if self._count:
             self._closed = False
-            crew = Crew(self._count, self.play, seed, self._take, self._newest, self._fail)
+            crew = Crew(self._count, self._hire, self.play, seed, self._take, self._newest, self._fail)
             stop = crew.close
         else:
             self._actor = Actor(self.play, seed)

@@ -32,6 +32,11 @@ def train(
     ] = None,
     uses: With = None,
     environment: Environment = None,
+    actors: Annotated[int | None, typer.Option("--actors", min=0, help="How many play in an environment.")] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option("--ray", metavar="ADDRESS", help="They play on a Ray cluster: HOST:PORT, `auto` or `local`."),
+    ] = None,
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Steps in all.")] = None,
     batch: Annotated[int | None, typer.Option("--batch", min=1, help="Examples in a step, over all replicas.")] = None,
     length: Annotated[int | None, typer.Option("--length", min=2, help="Tokens in an example.")] = None,
@@ -96,6 +101,8 @@ def train(
         quiet=quiet,
         uses=parse_with(uses or ()),
         environment=environment,
+        actors=actors,
+        ray=ray,
     )
     if as_json:
         print_json({"folder": str(target), "step": result.step, "stopped_by_signal": result.signal,

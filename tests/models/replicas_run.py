@@ -2,8 +2,8 @@
 
 python -m tests.models.replicas_run d4pg FOLDER data=2 2
 
-trains one of them in a process (or two) of its own; the agents from batches that are made up, as what their actors
-see in time is no function of the step.
+trains one of them in a process (or two) of its own; the agents from batches that are made up: which of their own they
+have seen by a step no two runs agree on.
 """
 
 from __future__ import annotations
@@ -33,7 +33,10 @@ Arrays = dict[str, np.ndarray]
 
 
 def apart(model: str, folder: Path) -> dict[str, float]:
-    """How far the ends of equal runs are from that of one device, as a part of how far it went. Raises: RuntimeError."""
+    """How far the ends of equal runs are from that of one device, as a part of how far it went.
+
+    Raises: RuntimeError.
+    """
     from planform.compiler.parameters import initial
     from planform.compiler.program import program
     from planform.spec import load

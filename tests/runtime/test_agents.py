@@ -24,11 +24,13 @@ from planform.backends.xla import Policy
 from planform.compiler.elaborate import elaborate
 from planform.compiler.parameters import initial, layers
 from planform.compiler.program import Program, program
-from planform.runtime.agents import environment, open_replay, play_of
+from planform.runtime.agents import open_replay, play_of
+from planform.runtime.agents.crew import Hire
 from planform.runtime.agents.environment import Environment
 from planform.runtime.agents.export import policy_of
 from planform.runtime.agents.play import play
 from planform.runtime.agents.policy import Acting
+from planform.runtime.agents.process import Process
 from planform.runtime.agents.replay import Pace, Replay, SumTree
 from planform.runtime.agents.source import ReplayData
 from planform.runtime.agents.transitions import Steps
@@ -36,12 +38,10 @@ from planform.runtime.data import Share
 from planform.runtime.errors import UserError
 from planform.runtime.evaluate import as_it_ran, evaluate_run
 from planform.runtime.mesh import make_mesh
-from planform.runtime.train import train
+from planform.runtime.train import as_agent, train
 from planform.runtime.trainer import Trainer
 from planform.runtime.updates import Layout
-from planform.spec import load_text
-
-os.environ.setdefault("MUJOCO_GL", "egl")
+from planform.spec import load, load_text
 
 
 def transitions_of(rewards: list[float], discounts: list[float], ends: list[int], n: int, gamma: float, room: int):
@@ -222,7 +222,7 @@ def test_the_policy_in_onnxruntime_is_the_graph(text: str, action: str) -> None:
 
 
 def test_an_actor_s_process_loads_neither_jax_nor_the_compiler() -> None:
-    code = "import sys, planform.runtime.agents.actor\nprint(*sys.modules)"
+    code = "import sys, planform.runtime.agents.process\nprint(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     heavy = ("jax", "planform.compiler", "planform.spec", "onnx_ir", "dm_control")
     assert not [m for m in loaded if m.startswith(heavy)]
@@ -270,6 +270,38 @@ def test_environments_that_do_not_fit(name: str, sizes: tuple[int, int], said: s
         Environment(name, (sizes[0],), sizes[1])
 
 
+RENDERING = """
+import ctypes, os, sys
+load = ctypes.CDLL.__init__
+def hiding(self, name, *rest, **more):
+    if any(hidden in str(name) for hidden in sys.argv[1:]):
+        raise OSError(name)
+    load(self, name, *rest, **more)
+ctypes.CDLL.__init__ = hiding
+from planform.runtime.agents.environment import Environment
+from planform.runtime.errors import UserError
+states = Environment("cartpole:balance", (5,), 1)
+states.reset()
+try:
+    print(os.environ["MUJOCO_GL"], states.picture(24, 32).std() > 5)
+except UserError as error:
+    print(os.environ["MUJOCO_GL"], error, "|", error.help)
+"""
+
+
+@pytest.mark.parametrize("hidden, found", [
+    ([], "egl True"),
+    (["EGL", "OSMesa"], "disabled this machine can't render with MUJOCO_GL=disabled: No OpenGL rendering backend"),
+])  # fmt: skip
+def test_a_renderer_is_found_where_none_is_named(hidden: list[str], found: str) -> None:
+    """Whatever was wanted first: states are trained on, then filmed in the same process."""
+    pytest.importorskip("dm_control")
+    environment = {k: v for k, v in os.environ.items() if k not in ("MUJOCO_GL", "PYOPENGL_PLATFORM", "DISPLAY")}
+    done = subprocess.run([sys.executable, "-c", RENDERING, *hidden], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(found), done.stdout
+
+
 def gathered(p: Program, batches: int, file: Path | None = None, **more: int) -> list[dict[str, np.ndarray]]:
     data = ReplayData(play_of(p), p.data.fields, Share(p.batch), p.seed, first=200, ratio=16.0, file=file, **more)
     data.follow(0, lambda names: weights_of(p))
@@ -306,6 +338,40 @@ def test_actors_in_processes_end_with_the_run_and_come_back_when_killed(capfd: p
     source.close()  # type: ignore[attr-defined]
     assert not multiprocessing.active_children()
     assert "ended with exit code -9; it is started again" in capfd.readouterr().err
+
+
+def assert_answered(hire: Hire) -> None:
+    """Without noise an actor that is given weights of zeros stands still, from the chunk after those under way."""
+    p = agent()
+    weights = weights_of(p)
+    player = hire(replace(play_of(p), noise=0.0), (0,), weights)
+    seen = []
+    for answer in ({n: np.zeros_like(a) for n, a in weights.items()}, None, None, None):
+        seen.append(np.abs(player.gathered()[0]["action"]).max())
+        player.answer(answer)
+    assert player.end()
+    assert seen[0] > 0 and seen[1] > 0 and seen[3] == 0  # of the third chunk some transitions began before
+
+
+def test_weights_go_out_with_an_answer() -> None:
+    assert_answered(Process)
+
+
+def test_without_ray_and_without_a_cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    p = agent()
+    with pytest.raises(UserError, match="nobody plays on the Ray cluster"):
+        open_replay(p, Share(p.batch), tmp_path, "auto")
+    with pytest.raises(UserError, match="need Ray, which isn't installed"):
+        open_replay(p.having(actors=2), Share(p.batch), tmp_path, "auto")
+
+
+def test_options_of_agents_where_there_is_none() -> None:
+    other = program(load("gemma2", "small"))
+    assert as_agent(other) == other
+    with pytest.raises(UserError, match="learns from text, not in an environment") as fault:
+        as_agent(other, environment=None, actors=2, ray="auto")
+    assert fault.value.help == "leave --actors and --ray out"
 
 
 def test_an_actor_that_can_not_play_ends_the_run() -> None:
@@ -396,6 +462,24 @@ def test_asked_to_stop_a_run_saves_and_leaves_nobody_behind(tmp_path: Path) -> N
             time.sleep(0.1)
 
 
+@pytest.mark.slow
+def test_two_processes_play_for_themselves_and_learn_as_one(tmp_path: Path) -> None:
+    """By priority, the policy's weights split over the processes."""
+    pytest.importorskip("dm_control")
+    split = "sharding: {batch: [data, fsdp], policy_width: [fsdp, tensor]}\ntrain:\n"
+    (tmp_path / "agent.yaml").write_text(BY_PRIORITY.replace("actors=0", "actors=1").replace("train:\n", split))
+    command = [sys.executable, "-m", "planform", "train", str(tmp_path / "agent.yaml"), "--out", str(tmp_path / "run"),
+               "--processes", "2", "--json", "--quiet", "--mesh"]  # fmt: skip
+    done = subprocess.run([*command, "fsdp=2"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["step"] == 12 and 0 < told["episode_return"] < 1000
+    one, two = (np.load(tmp_path / "run" / name)["observation"] for name in ("replay.npz", "replay1.npz"))
+    assert len(one) >= 200 and len(two) >= 200 and (one[:200] != two[:200]).any(1).all()
+    done = subprocess.run([*command, "tensor=2"], capture_output=True, text=True)
+    assert done.returncode and "2 processes see 2 things" in done.stderr
+
+
 def test_the_learner_says_how_much_there_was_to_learn(tmp_path: Path) -> None:
     pytest.importorskip("dm_control")
     p = program(load_text(BY_PRIORITY))
@@ -418,14 +502,3 @@ def test_the_learner_says_how_much_there_was_to_learn(tmp_path: Path) -> None:
         np.testing.assert_allclose(data._replay._tree.values(at), (errors + 1e-6) ** 0.6, rtol=1e-4)
         trainer.run(12)
     assert len(drawn) == 12 and not data._drawn
-
-
-@pytest.mark.parametrize(
-    "there,wanted,found",
-    [(["EGL", "OSMesa"], False, "egl"), (["OSMesa"], True, "osmesa"), ([], False, "disabled"), ([], True, "egl")],
-)
-def test_the_renderer_is_chosen_once_for_whatever_comes_later(
-    there: list[str], wanted: bool, found: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(environment, "find_library", lambda name: name if name in there else None)
-    assert environment._renderer(wanted) == found

@@ -13,8 +13,8 @@ from tests.models.replicas_run import PROGRAMS, apart
 @row(
     "replicator_models",
     "replicas",
-    "small ResNet-50, SN-GAN and D4PG, from states and from pictures, trained for a few steps in float64 on one device, "
-    "on eight, and in two processes of four: ends apart by less than 1e-6 of how far they went",
+    "small ResNet-50, SN-GAN, D4PG from states and from pictures, a few steps in float64 on one device, on eight, and "
+    "in two processes of four: their ends are apart by less than 1e-6 of how far they went",
     8,
 )
 def replicas() -> tuple[Any, bool]:
