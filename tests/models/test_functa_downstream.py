@@ -45,7 +45,7 @@ def test_a_step_is_ddims(eta: float, guidance: float) -> None:
     how = sampler(spec)
     assert how.given == ("label",) and dict(how.draws) == {"noise": "normal"} and how.steps == 50
     rng = np.random.default_rng(0)
-    assert all(w.path.startswith("slow.") for w in how.step.weights)  # the average of the denoiser's, by which it samples
+    assert all(w.path.startswith("slow.") for w in how.step.weights)  # the average over training
     first = initial(how.step.weights)  # its gates start as zeros: everything is stirred
     weights = {n: a + 0.3 * rng.standard_normal(a.shape) for n, a in first.items()}
     x, noise = rng.standard_normal((2, 4, 2, 3, 2))
