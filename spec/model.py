@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from .ast import Body, Expr
+from .ast import Body, Call, Expr, Name
 from .diagnostics import Diagnostic
 from .source import Source, Span
 
@@ -134,3 +134,10 @@ class Spec:
     sizes: tuple[str, ...]  # all that the file offers
     spans: dict[str, Span] = field(default_factory=dict)  # of every key path: "graphs.lm.inputs.tokens"
     warnings: tuple[Diagnostic, ...] = ()
+
+    @property
+    def copies(self) -> dict[str, str]:
+        """The slow copies of its graphs: what each, such as `slow: ema(actor, decay=0.99)`, is a copy of."""
+        targets = (self.train.values.get("targets") or {}) if self.train else {}
+        return {name: expr.arguments[0].value.name for name, expr in targets.items()
+                if isinstance(expr, Call) and expr.arguments and isinstance(expr.arguments[0].value, Name)}  # fmt: skip

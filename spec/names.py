@@ -144,7 +144,7 @@ class _Check:
         inputs = {name for graph in self.spec.graphs.values() for name in graph.inputs}
         targets = values.get("targets") or {}
         bound = {*self.fields, *named, *inputs, *targets}
-        copies = {name: graph for name, expr in targets.items() if (graph := self._copied(expr)) is not None}
+        copies = self.copies()
         for expr in targets.values():
             if isinstance(expr, Expr):
                 self.body(expression_body(expr), frozenset(bound))
@@ -182,13 +182,12 @@ class _Check:
                 self.declaration(decl, {*self.spec.dims, *self.symbols})
         inputs = {name for graph in self.spec.graphs.values() for name in graph.inputs}
         if isinstance(section.values.get("step"), Body):
-            self.body(section.values["step"], frozenset({*inputs, *draws, "now", "after"}))
+            copies = self.copies()
+            self.body(section.values["step"], frozenset({*inputs, *draws, *copies, "now", "after"}), copies)
 
-    def _copied(self, expr: object) -> GraphDef | None:
-        """The graph that a target such as `copy(actor, every=100)` is a copy of."""
-        if isinstance(expr, Call) and expr.arguments and isinstance(expr.arguments[0].value, Name):
-            return self.spec.graphs.get(expr.arguments[0].value.name)
-        return None
+    def copies(self) -> dict[str, GraphDef]:
+        """The graphs that slow copies are of, by the copies' names."""
+        return {name: self.spec.graphs[of] for name, of in self.spec.copies.items() if of in self.spec.graphs}
 
     # -- names and calls ------------------------------------------------------------------------------------
 

@@ -96,7 +96,7 @@ def elaborate_fit(
     load_extensions()
     with _bounded(inner.loss.span):
         _give(e, inputs)
-        fitted = fit(e, inner, steps)
+        fitted = fit(e, replace(inner, remat=False), steps)  # nothing is differentiated any more
         measured = {key: inner_loss(e, replace(inner, loss=body), fitted) for key, body in metrics.items()}
         return e.builder.finish({inner.variable: fitted, "loss": inner_loss(e, inner, fitted), **measured})
 

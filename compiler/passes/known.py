@@ -10,21 +10,11 @@ import numpy as np
 from ..ir import Builder, Graph, Input, Node, Value, bind, substitute
 from ..ops.array import Array
 from ..ops.broadcast import Broadcast
-from ..ops.contract import Op
 from ..ops.control import Repeat
-from ..ops.elementwise import Elementwise
-from ..ops.field import BinaryCode, LocalCoordinates, Sine
-from ..ops.grid import GridNeighbours, SampleGrid
-from ..ops.linear import Linear
-from ..ops.reduce import Reduce
-from ..ops.take import Put, Take
 from ..size import Polynomial, evaluate
-from ..types import TensorType, TypeMismatch
+from .alike import once
 from .base import Trace
 from .dead import DeadCode
-
-BY_NAME = (Elementwise, Sine, LocalCoordinates, BinaryCode, SampleGrid, GridNeighbours, Linear, Reduce, Take, Put)
-"""Ops that mean the same for an operand without one of its dims, along which it only repeats: they go by names."""
 
 
 def known(graph: Graph, arrays: Mapping[str, np.ndarray], trace: Trace | None = None) -> Graph:
@@ -57,67 +47,14 @@ def known(graph: Graph, arrays: Mapping[str, np.ndarray], trace: Trace | None = 
         told[v] = found if array.ndim == len(whole) else b.emit(Broadcast(whole, at), found, hint=v.name)
     kept = tuple(v for v in graph.inputs if v not in told)
     graph = substitute(replace(graph, inputs=kept, nodes=(*b.nodes, *graph.nodes)), told)
-    return DeadCode()(_once(graph, trace or Trace()))
+    return DeadCode()(once(_inside(graph), trace if trace is not None else Trace()))
 
 
-def _once(graph: Graph, trace: Trace) -> Graph:
-    """The graph with repeated operands left as they are by the ops that go by names."""
-    b = Builder.beside(graph)
+def _inside(graph: Graph) -> Graph:
+    """The graph, its repetitions making their known invariants themselves."""
     makers = graph.producers()
-    short: dict[Value, Value] = {}  # what a value repeats
-    for node in graph.nodes:
-        if isinstance(node.op, Repeat):
-            node = _told_inside(node, makers)
-            assert node.region is not None
-            node = replace(node, region=_once(node.region, trace))
-        elif isinstance(node.op, Broadcast) and _by_name(node.op, node.inputs[0]):
-            short[node.output] = node.inputs[0]
-        elif isinstance(node.op, BY_NAME) and any(v in short for v in node.inputs[_first(node.op) :]):
-            first = _first(node.op)
-            inputs = (*node.inputs[:first], *(short.get(v, v) for v in node.inputs[first:]))
-            t, whole = _type(node, inputs), node.output.type
-            if t == whole:
-                trace.fired("known", node, "an operand is the same for all entries")
-                node = replace(node, inputs=inputs)
-            elif t is not None and t.dims[-1:] == whole.dims[-1:] and _in_order(t, whole):
-                trace.fired("known", node, "computed once for all entries")
-                made = Value(b.fresh(node.output.name), t, node.origin)
-                b.nodes.append(replace(node, inputs=inputs, outputs=(made,)))
-                short[node.output] = made
-                node = replace(node, op=Broadcast(whole.dims, tuple(map(whole.dims.index, t.dims))), inputs=(made,))
-        b.nodes.append(node)
-    return replace(graph, nodes=tuple(b.nodes))
-
-
-def _by_name(op: Broadcast, x: Value) -> bool:
-    """Whether all that it adds are dims with names before the last one, which several ops take for features or axes."""
-    kept = tuple(op.dims[i] for i in op.at)
-    return (
-        not op.mean
-        and x.type.dims == kept
-        and len(op.dims) - 1 in op.at
-        and all(op.dims[i].name for i in op.others(len(op.dims)))
-    )
-
-
-def _first(op: Op) -> int:
-    """The first operand that may lack a dim: what is looked up in is counted by axes, and a sum of everything counts
-    its repetitions."""
-    if isinstance(op, Reduce) and op.over is None:
-        return 1
-    return 1 if isinstance(op, (Take, Put)) else 0
-
-
-def _in_order(t: TensorType, whole: TensorType) -> bool:
-    return t.dims == tuple(d for d in whole.dims if d in t.dims)
-
-
-def _type(node: Node, inputs: tuple[Value, ...]) -> TensorType | None:
-    try:
-        found = node.op.infer(*(v.type for v in inputs))
-    except TypeMismatch:  # it needs the dim
-        return None
-    return found if isinstance(found, TensorType) else None
+    nodes = (_told_inside(n, makers) if isinstance(n.op, Repeat) else n for n in graph.nodes)
+    return replace(graph, nodes=tuple(replace(n, region=_inside(n.region)) if n.region else n for n in nodes))
 
 
 def _told_inside(node: Node, makers: Mapping[Value, Node]) -> Node:

@@ -142,7 +142,6 @@ class Field:
         """The inner loop from where the program starts it, or from the input `start`."""
         inner, evaluate = self.update.inner, (self.spec.train.values.get("evaluate") or {})  # type: ignore[union-attr]
         assert inner is not None
-        inner = replace(inner, remat=False)
         types = {v.name: v.type for v in self.update.heldout.inputs if v.name in (self.coords, self.values)}
         if start is not None:
             inner = replace(inner, start=ast.Name(start, span=inner.start.span))

@@ -9,6 +9,7 @@ from numpy.testing import assert_allclose
 from planform.backends import reference
 from planform.compiler.graphs import graph_named
 from planform.compiler.ir import Graph, Input, Node, verify
+from planform.compiler.ops.control import Repeat
 from planform.compiler.passes.base import Pass, Trace
 from planform.compiler.passes.fixed_interpolation import FixedInterpolation
 from planform.compiler.passes.known import known
@@ -68,11 +69,48 @@ def check(graph: Graph) -> Graph:
 def test_fields_and_their_encoders(model: str, graph: str) -> None:
     found = check(graph_named(load(model, "small"), graph))
     names = [n.op.name for n in once(found)]
-    assert names.count("linear") == (2 if graph == "fit" else 1)  # the first layer's, in the loop and behind it
+    # the first layer's; in the encoder that in the loop and behind it, and all five of the field before the first step
+    assert names.count("linear") == (7 if graph == "fit" else 1)
+    if graph == "fit":
+        back = next(n for n in found.walk() if isinstance(n.op, Repeat) and n.op.reverse)
+        assert "batch" in back.inputs[0].type.names
+        kept = back.inputs[back.op.carries]  # type: ignore[attr-defined]
+        assert kept.type.names[-2:] == ("points", "width") and "batch" not in kept.type.names
     if model == "spatial_functa":
         assert "local_coordinates" in names
-        (grid, *_) = [n for n in found.walk() if n.op.name in ("sample_grid", "take")]
-        assert grid.inputs[1].type.rank < grid.inputs[0].type.rank - 1  # the same cells for all
+        grids = [n for n in found.walk() if n.op.name in ("sample_grid", "take")]
+        assert grids and not any("batch" in n.inputs[1].type.names for n in grids)  # the same cells for all
+
+
+LOOPS = """
+planform: 1
+model: loops
+dims: {axes: 2, d: 4}
+graphs:
+  field:
+    inputs: {coords: "float[batch, points, axes]", latent: "float[batch, d]"}
+    body: |
+      deep = coords >> linear(d) >> (linear(d) >> tanh) ^ 3 >> linear(d, name="out")
+      signal = deep + (latent >> (linear(d) + id) ^ 2)
+train:
+  data: signals(coords, signal)
+  inner: {variable: latent, start: START, steps: STEPS, rates: 0.1, loss: "mse(field(coords, latent).signal, signal)"}
+  loss: mse(field(coords, latent).signal, signal)
+  optimizer: adam(1e-3)
+"""
+
+
+@pytest.mark.parametrize(("start", "steps", "runs"), [("0.5", 1, []), ("0.5", 2, [1]), ("zeros", 4, [3])])
+def test_repetitions_and_what_goes_round_in_them(start: str, steps: int, runs: list[int]) -> None:
+    """Layers of known points have no batch, whatever else goes through them has; a loop's first run stands alone."""
+    text = LOOPS.replace("START", start).replace("STEPS", str(steps))
+    found = check(graph_named(load_text(text, "loops.yaml"), "fit"))
+    loops = [n.op.count for n in found.nodes if isinstance(n.op, Repeat) and not n.op.stacks]
+    assert loops == runs
+    deep = [n for n in found.walk() if isinstance(n.op, Repeat) and n.op.count == 3 and n.op.stacks]
+    assert deep and not any("batch" in v.type.names for n in deep for v in (*n.inputs, *n.outputs))
+    (first, *others) = [n for n in found.walk() if isinstance(n.op, Repeat) and n.op.count == 2 and n.op.stacks]
+    assert first.outputs[0].type.names == ("d",) and others[-1].outputs[0].type.names == ("batch", "d")
 
 
 def test_what_goes_by_places_is_repeated_first() -> None:

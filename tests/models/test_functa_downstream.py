@@ -45,14 +45,15 @@ def test_a_step_is_ddims(eta: float, guidance: float) -> None:
     how = sampler(spec)
     assert how.given == ("label",) and dict(how.draws) == {"noise": "normal"} and how.steps == 50
     rng = np.random.default_rng(0)
-    first = initial(how.step.parameters)  # its gates start as zeros: everything is stirred
+    assert all(w.path.startswith("slow.") for w in how.step.weights)  # the average over training
+    first = initial(how.step.weights)  # its gates start as zeros: everything is stirred
     weights = {n: a + 0.3 * rng.standard_normal(a.shape) for n, a in first.items()}
     x, noise = rng.standard_normal((2, 4, 2, 3, 2))
     now, after = np.array([1.0, 0.9, 0.4, 0.02]), np.array([0.98, 0.5, 0.3, 0.0])
     label = np.array([0, 1, 2, 1])
 
     def velocity(label: np.ndarray) -> np.ndarray:
-        graph = elaborate(spec, "denoise")
+        graph = elaborate(spec, "denoise", "slow")
         found = reference.run(graph, weights, {"latent": x, "level": now, "label": label})
         return np.asarray(found["velocity"])
 

@@ -8,6 +8,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from planform.compiler.ops.field import Sine
 
@@ -41,8 +42,8 @@ def turned(x: jax.Array, quarters: int) -> jax.Array:
     p = jnp.full_like(square, _SINE[0])
     for c in _SINE[1:]:
         p = p * square + c
-    odd = k - 2 * jnp.floor(k * 0.5)
-    return (r + r * square * p) * (1 - 2 * odd)
+    odd = lax.shift_left(k.astype(jnp.int32), 31)
+    return lax.bitcast_convert_type(lax.bitcast_convert_type(r + r * square * p, jnp.int32) ^ odd, jnp.float32)
 
 
 @turned.defjvp
