@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from planform.backends.xla.rules.attention import MOST, softmax_product
+from planform.backends.xla.rules.batch_norm import normalised
 from planform.backends.xla.rules.field import turned
 from planform.backends.xla.rules.gate import ACTIVATIONS, activate, gated
 from planform.backends.xla.rules.linear import matmul, outer, transposed
@@ -61,6 +62,27 @@ def test_rms_norm() -> None:
 
     with jax.enable_x64(True):
         agree(lambda x, s: scaled_by_rms(x, s, 1.0, 1e-3), plain, normal(2, 3, 8), normal(8))
+
+
+def plain_batch_norm(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+    m, v = x.mean(1, keepdims=True), x.var(1, keepdims=True)
+    return (x - m) / jnp.sqrt(v + 1e-3) * scale + bias + jnp.sin(m) * v  # the statistics have gradients too
+
+
+@pytest.mark.parametrize("mean", [0.0, 50.0])
+def test_batch_norm(mean: float) -> None:
+    def ours(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+        y, m, v = normalised(1e-3, x, scale, bias)
+        return y + jnp.sin(m) * v
+
+    with jax.enable_x64(True):
+        agree(ours, plain_batch_norm, normal(2, 9, 4) + mean, normal(4), normal(4, seed=1), tolerance=1e-9)
+
+
+def test_batch_norm_keeps_the_variance_where_the_mean_is_far() -> None:
+    x = np.float32(3000) + np.random.default_rng(0).standard_normal((1, 4096, 3)).astype(np.float32)
+    _, _, v = jit(lambda x: normalised(1e-5, x, jnp.ones(3), jnp.zeros(3)))(x)
+    assert relative(v[0], x.astype(np.float64).var(1)) < 1e-5
 
 
 # -- attention ---------------------------------------------------------------------------------------------

@@ -1,5 +1,5 @@
 """Measures a training step of ResNet-50 (loss and gradients in float32) beside the same network in flax's linen and in
-transformers' (torch), in turn in one process.
+transformers' (torch), in turn in one process; the row gives it the environment that `planform train` runs in.
 
 python -m tests.benchmarks.resnet --batch 8 --side 224 --rounds 5
 python -m tests.benchmarks.resnet --batch 2 --side 64 --rounds 2 --peers flax
@@ -10,6 +10,8 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -23,9 +25,12 @@ from planform.backends.xla import Policy, from_logical, lower, to_logical
 from planform.compiler.parameters import initial
 from planform.compiler.passes.pipeline import optimise
 from planform.compiler.program import program
+from planform.runtime.environment import cpu_environment
 from planform.spec import load
 
 from .hand.resnet import ResNet, to_torch, variables
+from .peers.models import ROOT
+from .peers.rounds import environment
 from .ratios import interval
 
 Arrays = Mapping[str, Any]
@@ -128,6 +133,14 @@ def measure(batch: int = 8, side: int = 224, rounds: int = 5, peers: tuple[str, 
             }  # fmt: skip
     between = {"gradients_of_peers_differ": _apart(*(answers[n][1] for n in peers))} if len(peers) == 2 else {}
     return {"batch": batch, "side": side, "rounds": rounds, **told, **between}
+
+
+def measure_as_trained(rounds: int) -> dict[str, Any]:
+    """`measure` in a process whose allocator keeps what a step gives back, for all of them."""
+    given, command = environment(), [sys.executable, "-m", "tests.benchmarks.resnet", "--rounds", str(rounds)]
+    done = subprocess.run(command, cwd=ROOT, env=given | cpu_environment(1, given), stdout=subprocess.PIPE, check=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def _apart(a: np.ndarray, b: np.ndarray) -> float:

@@ -68,14 +68,29 @@ def _tap(padded: jax.Array, axes: Axes, tap: Sequence[int], count: Sequence[int]
     return padded[..., rows, columns, :]
 
 
-def _laid(part: jax.Array, axes: Axes, tap: Sequence[int], image: Sequence[int]) -> jax.Array:
-    """What belongs to the cells that a tap meets where they are in an image, zeros elsewhere."""
-    edges = [(0, 0, 0)] * part.ndim
-    for k, (a, i, n) in enumerate(zip(axes, tap, image)):
-        before = i * a.dilation - a.before  # below zero: cells of the padding are cut off
-        covered = (part.shape[k - 3] - 1) * a.stride + 1
-        edges[part.ndim - 3 + k] = (before, n - before - covered, a.stride - 1)
-    return lax.pad(part, jnp.zeros((), part.dtype), edges)
+def _spread(parts: Callable[[int, int], jax.Array], axes: Axes, image: Sequence[int]) -> jax.Array:
+    """The image in which each cell is the sum of what taps lay on it, `parts` [.., height', width', channels] by tap.
+
+    Cells that are equal modulo the strides meet the same taps, so that each such class is a sum of shifted parts: XLA
+    writes an image for each part that it spreads by itself.
+    """
+    rows, columns = axes
+    whole = [-(-(a.before + n + a.after) // a.stride) for a, n in zip(axes, image)]
+
+    def shifted(tap: tuple[int, int]) -> jax.Array:
+        part, edges = parts(*tap), [i * a.dilation // a.stride for a, i in zip(axes, tap)]
+        around = [(0, 0, 0)] * part.ndim
+        around[-3:-1] = [(e, n - e - k, 0) for e, n, k in zip(edges, whole, part.shape[-3:-1])]
+        return lax.pad(part, jnp.zeros((), part.dtype), around)
+
+    def of(r: int, c: int) -> jax.Array:
+        met = [t for t in _taps(axes) if [i * a.dilation % a.stride for a, i in zip(axes, t)] == [r, c]]
+        return sum(map(shifted, met[1:]), shifted(met[0])) if met else jnp.zeros_like(shifted((0, 0)))
+
+    lines = [jnp.stack([of(r, c) for c in range(columns.stride)], -2) for r in range(rows.stride)]
+    y = jnp.stack([a.reshape(*a.shape[:-3], -1, a.shape[-1]) for a in lines], -3)
+    y = y.reshape(*y.shape[:-4], -1, *y.shape[-2:])
+    return y[..., rows.before : rows.before + image[0], columns.before : columns.before + image[1], :]
 
 
 def _taps(axes: Axes) -> list[tuple[int, int]]:
@@ -93,7 +108,7 @@ def windows_of(call: Call, x: jax.Array) -> jax.Array:
 @rule(windows.OverlapAdd)
 def overlap_add(call: Call, x: jax.Array) -> jax.Array:
     axes, image = call.op.geometry(), call.outputs[0].shape({})[-3:-1]
-    return sum((_laid(x[..., i, j, :], axes, (i, j), image) for i, j in _taps(axes)), jnp.zeros((), x.dtype))
+    return _spread(lambda i, j: x[..., i, j, :], axes, image)
 
 
 # -- pools -------------------------------------------------------------------------------------------------------
@@ -126,12 +141,11 @@ def _largest_forward(axes: Axes, x: jax.Array) -> tuple[jax.Array, tuple[jax.Arr
 
 def _largest_backward(axes: Axes, kept: tuple[jax.Array, jax.Array], above: jax.Array) -> tuple[jax.Array]:
     x, y = kept
-    padded, seen, total = _padded(x, axes, -jnp.inf), jnp.zeros(y.shape, bool), jnp.zeros((), x.dtype)
-    for tap in _taps(axes):
-        hit = (_tap(padded, axes, tap, y.shape[-3:-1]) == y) & ~seen
-        seen = seen | hit
-        total = total + _laid(jnp.where(hit, above, 0), axes, tap, x.shape[-3:-1])
-    return (total,)
+    padded, taps = _padded(x, axes, -jnp.inf), _taps(axes)
+    first = jnp.full(y.shape, -1, jnp.int32)
+    for n, tap in reversed(list(enumerate(taps))):
+        first = jnp.where(_tap(padded, axes, tap, y.shape[-3:-1]) == y, n, first)
+    return (_spread(lambda i, j: jnp.where(first == taps.index((i, j)), above, 0), axes, x.shape[-3:-1]),)
 
 
 largest.defvjp(_largest_forward, _largest_backward)
