@@ -87,4 +87,4 @@ def swingup() -> tuple[Any, bool]:
 
 @row("replicator_models", "d4pg_reacher", "reacher easy from states: returns above 900", 60)
 def reacher() -> tuple[Any, bool]:
-    return learned("d4pg@reacher", "reacher:easy", 900, 50_000)
+    return learned("d4pg@reacher", "reacher:easy", 900, 100_000)
