@@ -139,5 +139,6 @@ class Spec:
     def copies(self) -> dict[str, str]:
         """The slow copies of its graphs: what each, such as `slow: ema(actor, decay=0.99)`, is a copy of."""
         targets = (self.train.values.get("targets") or {}) if self.train else {}
-        return {name: expr.arguments[0].value.name for name, expr in targets.items()
-                if isinstance(expr, Call) and expr.arguments and isinstance(expr.arguments[0].value, Name)}  # fmt: skip
+        of = {name: expr.arguments[0].value for name, expr in targets.items()
+              if isinstance(expr, Call) and expr.arguments}  # fmt: skip
+        return {name: v.name for name, v in of.items() if isinstance(v, Name) and v.name in self.graphs}

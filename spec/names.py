@@ -187,7 +187,7 @@ class _Check:
 
     def copies(self) -> dict[str, GraphDef]:
         """The graphs that slow copies are of, by the copies' names."""
-        return {name: self.spec.graphs[of] for name, of in self.spec.copies.items() if of in self.spec.graphs}
+        return {name: self.spec.graphs[of] for name, of in self.spec.copies.items()}
 
     # -- names and calls ------------------------------------------------------------------------------------
 

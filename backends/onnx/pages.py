@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
+MAPS = Path("/proc/self/maps")
 SMALL, LARGE = mmap.PAGESIZE, 2 << 20
 COLLAPSE = 25
 """MADV_COLLAPSE: moves what lies there into large pages at once (Linux 6.1); before that the advice is refused."""
@@ -34,10 +34,12 @@ def large_pages() -> Iterator[None]:
 
 def _mapped() -> list[Range]:
     """Where this process has memory of its own, in order; empty where the system doesn't tell."""
-    if not sys.platform.startswith("linux"):
+    try:
+        lines = MAPS.read_text().splitlines()
+    except OSError:  # no Linux, or it isn't shown
         return []
     found = []
-    for line in Path("/proc/self/maps").read_text().splitlines():
+    for line in lines:
         place, may, _, _, inode, *_ = line.split(None, 5)
         start, end = (int(x, 16) for x in place.split("-"))
         if may == "rw-p" and inode == "0" and end - start >= LARGE:

@@ -69,14 +69,14 @@ def options(threads: int | None = None, spin: bool = True, packed: bool = True) 
 
 def load(source: Source, settings: ort.SessionOptions | None = None) -> ort.InferenceSession:
     """An onnxruntime session on the CPU. Raises: what onnxruntime raises for a model that it refuses."""
-    model: str | bytes
-    if isinstance(source, (str, Path)):
-        path = Path(source)
-        model = str(path / MODEL if path.is_dir() else path)
-    else:
-        model = _bytes(source)
+    model = str(_file(source)) if isinstance(source, (str, Path)) else _bytes(source)
     with large_pages():
         return ort.InferenceSession(model, settings or options(), providers=["CPUExecutionProvider"])
+
+
+def _file(source: str | Path) -> Path:
+    path = Path(source)
+    return path / MODEL if path.is_dir() else path
 
 
 def _bytes(source: bytes | ir.Model | Lowered) -> bytes:
@@ -111,8 +111,7 @@ def intermediates(source: Source, inputs: Mapping[str, Any]) -> dict[str, np.nda
     settings = options()
     settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     if isinstance(source, (str, Path)):
-        path = Path(source)
-        path = path / MODEL if path.is_dir() else path
+        path = _file(source)
         proto = onnx.load(str(path), load_external_data=False)
         settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
     else:

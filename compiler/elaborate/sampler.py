@@ -66,7 +66,7 @@ def sampler(spec: Spec) -> Sampler:
         )
     values, spans = section.values, section.spans
     e = Elaborator(spec, "sample", None)
-    e.targets = {name: of for name, of in spec.copies.items() if of in spec.graphs}
+    e.targets = spec.copies
     draws: Mapping[str, TensorDecl] = values.get("draws") or {}
     types = {g: e.declared(d) for one in spec.graphs.values() for g, d in one.inputs.items()}
     variable, body = values["variable"], values["step"]
