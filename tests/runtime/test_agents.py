@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import closing
 from dataclasses import replace
@@ -25,7 +26,7 @@ from planform.compiler.elaborate import elaborate
 from planform.compiler.parameters import initial, layers
 from planform.compiler.program import Program, program
 from planform.runtime.agents import open_replay, play_of
-from planform.runtime.agents.crew import Hire
+from planform.runtime.agents.crew import Crew, Hire
 from planform.runtime.agents.environment import Environment
 from planform.runtime.agents.export import policy_of
 from planform.runtime.agents.play import play
@@ -369,6 +370,44 @@ def assert_answered(hire: Hire) -> None:
 
 def test_weights_go_out_with_an_answer() -> None:
     assert_answered(Process)
+
+
+def test_a_crew_sends_weights_that_are_new_and_only_these() -> None:
+    class Told:
+        answers: list[Any] = []
+
+        def __init__(self, *hired: Any) -> None:
+            self.begins_with = hired[-1]
+
+        def gathered(self) -> tuple[Any, list[float]]:
+            return {}, []
+
+        def answer(self, weights: Any) -> None:
+            self.answers.append(weights)
+
+        def end(self) -> str:
+            return "the run"
+
+        def kill(self) -> None:
+            pass
+
+    first, second = {"w": np.zeros(1)}, {"w": np.ones(1)}
+    newest = iter([first, first, second, second, first])
+    seen, closing = threading.Event(), threading.Event()
+
+    def take(*gathered: Any) -> bool:
+        if len(Told.answers) < 4:
+            return True
+        seen.set()
+        return not closing.wait(10)
+
+    crew = Crew(1, Told, play_of(agent()), (0,), take, lambda: next(newest), lambda fault: None)
+    assert seen.wait(10)
+    crew._closing = True  # before it is told that nothing is taken any more
+    closing.set()
+    crew.close()
+    assert crew._players[0].begins_with is first  # type: ignore[attr-defined]
+    assert [a if a is None else a["w"][0] for a in Told.answers] == [None, 1.0, None, 0.0]
 
 
 def test_without_ray_and_without_a_cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
