@@ -23,6 +23,20 @@ class Origin:
     path: str = ""
     place: str | None = None
 
+    @property
+    def primed(self) -> Origin:
+        """That of a value which a pass puts in the place of one from here and which is another (some times as large):
+        the two aren't to be compared."""
+        return replace(self, path=f"{self.path}{PRIME}")
+
+    @property
+    def plain(self) -> Origin:
+        """Of the value in whose place it stands."""
+        return replace(self, path=self.path.removesuffix(PRIME))
+
+
+PRIME = "'"
+
 
 @dataclass(frozen=True)
 class Init:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from planform.compiler.ir import Graph, Node, Value
+from planform.compiler.ir import Graph, Node, Origin, Value
 from planform.compiler.ops.control import Repeat
 from planform.compiler.parameters import layers, stack_shape
 
@@ -49,14 +49,14 @@ class Watched:
 def keys(graph: Graph) -> dict[Value, tuple[Key, Node]]:
     """The key of what each node makes, its runs left empty; successors of states have none."""
     found: dict[Value, tuple[Key, Node]] = {}
-    counts: dict[tuple[str, str | None], int] = {}
+    counts: dict[Origin, int] = {}
     for node in graph.walk():
         if isinstance(node.op, Repeat) or not node.origin.path:
             continue
-        about = (node.origin.path, node.origin.place)
-        n = counts.get(about, 0)
-        counts[about] = n + 1
-        found[node.output] = (Key(*about, n, ()), node)
+        origin = node.origin
+        n = counts.get(origin.plain, 0)
+        counts[origin.plain] = n + 1
+        found[node.output] = (Key(origin.path, origin.place, n, ()), node)
     return found
 
 

@@ -39,6 +39,7 @@ from planform.compiler.passes.map_first import MapFirst
 from planform.compiler.passes.pack_qkv import PackQkv
 from planform.compiler.passes.pipeline import CLEANUP
 from planform.compiler.passes.residual_norm import ResidualNorm
+from planform.compiler.passes.scale_query import ScaleQuery
 from planform.compiler.passes.stateful import stateful
 from planform.compiler.types import Dim, TensorType
 from planform.runtime.data import grid
@@ -133,6 +134,7 @@ ROWS: dict[str, tuple[Make, Pass]] = {
     "loss_head:xla:training": (lambda passes, _: xla_training(passes, SHORT), LossHead()),
     "local_attention:xla:training": (lambda passes, _: xla_training(passes, LONG), LocalAttention()),
     "pack_qkv:onnx:step": (onnx_step, PackQkv()),
+    "scale_query:onnx:step": (onnx_step, ScaleQuery()),
     "residual_norm:onnx:step": (onnx_step, ResidualNorm()),
     "fixed_interpolation:onnx:training": (
         lambda passes, folder: onnx_field(passes, folder, load_text(BETWEEN, "between.yaml")),

@@ -37,6 +37,7 @@ from planform.compiler.passes.patterns import Var, op
 from planform.compiler.passes.pipeline import GAINS, explain, optimise, pipeline
 from planform.compiler.passes.residual_norm import ResidualNorm
 from planform.compiler.passes.rewriting import Rule, apply_rules
+from planform.compiler.passes.scale_query import ScaleQuery
 from planform.compiler.passes.stateful import Stateful, stateful
 from planform.compiler.passes.unroll import Unroll
 from planform.compiler.text import equal, from_text, to_text
@@ -48,7 +49,7 @@ CORE = frozenset(
 )
 PASSES: list[Pass] = [
     Canonicalise(), CommonSubexpressions(), DeadCode(), Decompose(CORE), FoldConstants(), LocalAttention(block=3),
-    FixedInterpolation(), LossHead(), LossWeight(), MapFirst(), PackQkv(), ResidualNorm(), Unroll(),
+    FixedInterpolation(), LossHead(), LossWeight(), MapFirst(), PackQkv(), ResidualNorm(), ScaleQuery(), Unroll(),
 ]  # fmt: skip
 HIDDEN = TensorType("f32", (Dim("rows", 3), D))
 
@@ -100,6 +101,7 @@ BEFORE = {
     "loss_weight": lambda: decoder_loss(1),
     "pack_qkv": lambda: decoder(2),
     "residual_norm": lambda: decoder(2),
+    "scale_query": lambda: decoder(2),
     "stateful": lambda: decoder(2),
     "unroll": lambda: stateful(decoder(2, nested=True)),
 }
@@ -256,6 +258,26 @@ def test_pack_qkv_packs_keys_and_values_of_another_input():
     after = PackQkv()(graph)
     verify(after)
     assert [n.op.name for n in after.nodes] == ["linear", "linear_packed", "attend"]
+
+
+def test_scale_query_goes_through_rotation_into_its_own_part_of_a_joint_product():
+    graph = PackQkv()(decoder(1))
+    after = ScaleQuery()(graph)
+    verify(after)
+    (attend,) = (n for n in after.walk() if n.op.name == "attend")
+    (product,) = (n for n in after.walk() if n.op.name == "linear_packed")
+    assert attend.op.scale == 1
+    assert [after.producers()[v].op.name for v in product.inputs[1:] if v in after.producers()] == ["mul"]
+    weights = parameters(graph)
+    want, got = (run(g, weights, {"tokens": TOKENS})["logits"] for g in (graph, after))
+    np.testing.assert_allclose(got, want, rtol=1e-12)
+
+
+def test_scale_query_says_what_is_in_the_way():
+    d = Decoder(1)
+    graph = d.root.finish({"logits": d.logits, "weight": next(v for v in d.root.inputs if v.name == "weight")})
+    place = "scale_query: near miss at lm.layer.attend.core (lm.yaml:16:9): "
+    assert told(ScaleQuery(), graph) == [place + "%weight is also used by output `weight`"]
 
 
 def test_loss_weight_counts_targets():

@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from planform.compiler.ops.contract import At
 from planform.compiler.types import TensorType, alignment, promote
 
+from ..emitter import is_weight
 from ..quantization.images import in_8_bits
 from .registry import Emitter, Node, rule
 
@@ -47,7 +49,12 @@ def simple(m: Emitter, node: Node, *inputs: ir.Value) -> ir.Value:
         both = len(images) == 2 and node.op.name == "add"
         given = [m.turned(x) if x in images else x for x in inputs]
         return m.turned_back(m.op(_NAMES[node.op.name], *((in_8_bits(m, x) for x in given) if both else given)))
-    floats = node.output.type.dtype if getattr(node.op, "floats", False) else None
+    t = node.output.type
+    if t.is_float and all(is_weight(x) for x in inputs):  # known when the file is written
+        at = At(tuple(v.type for v in node.inputs), (t,))
+        sizes = [int(s) for s in t.sizes]  # type: ignore[arg-type]
+        return m.fold(f":{node.op.name}", sizes, lambda *arrays: node.op.reference(at, *arrays), *inputs)
+    floats = t.dtype if getattr(node.op, "floats", False) else None
     return m.op(_NAMES[node.op.name], *operands(m, node, *inputs, dtype=floats))
 
 
