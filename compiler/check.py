@@ -50,7 +50,7 @@ def check(spec: Spec, mesh: Mapping[str, int] | None = None) -> list[Diagnostic]
             found.extend(e.diagnostics)
     if spec.sample and not found.errors:
         try:
-            graphs.append(sampler(spec).step)
+            graphs.append(sampler(spec).graph)
         except SpecError as e:
             found.extend(e.diagnostics)
     if spec.weights and not found.errors:  # a graph that is missing would leave its tensors without a parameter

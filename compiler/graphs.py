@@ -13,14 +13,14 @@ FIT, SAMPLE = "fit", "sample"
 
 def graph_named(spec: Spec, name: str | None = None) -> Graph:
     """A graph of a spec by its name (the only one, if none is given); unless a graph has that name, `fit` is the inner
-    loop of its training program, from data to the fitted value and its loss, gradients included, and `sample` one step
-    of its sampler. A slow copy of a graph has its name in the training program. Raises: SpecError."""
+    loop of its training program, from data to the fitted value and its loss, gradients included, and `sample` its
+    sampler, or one step of it. A slow copy of a graph has its name in the training program. Raises: SpecError."""
     if spec.train and name in (spec.train.values.get("targets") or {}):
         return next(t.graph for t in program(spec).targets if t.name == name)
     if name not in (FIT, SAMPLE) or name in spec.graphs:
         return elaborate(spec, name)
     if name == SAMPLE and spec.sample:
-        return sampler(spec).step
+        return sampler(spec).graph
     if name == FIT and spec.train:
         chosen = program(spec)
         update = next((u for u in chosen.updates if u.inner), None)

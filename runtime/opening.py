@@ -90,7 +90,7 @@ def _arrays(asked: Asked) -> DataSource:
 def _images(asked: Asked) -> DataSource:
     file, fields = _one_file(asked, "IMAGES"), asked.recipe.fields
     pictures = load_pictures(file, _channels(asked.program))
-    seen = _view(asked.recipe.arguments)
+    seen = view_of(asked.recipe.arguments)
     return ImageData(pictures, fields, seen, asked.share, asked.program.seed, asked["heldout"], str(file))
 
 
@@ -166,8 +166,8 @@ def _channels(chosen: Program) -> int:
     return t.sizes[-1]
 
 
-def _view(arguments: Mapping[str, Any]) -> View:
-    """Raises: UserError."""
+def view_of(arguments: Mapping[str, Any]) -> View:
+    """How a program that trains on `images` sees them, from the arguments in its spec. Raises: UserError."""
     given = {k: arguments[k] for k in ("crop", "shift", "flip", "centre")}
     size = arguments["size"]
     for key in ("mean", "std"):

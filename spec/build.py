@@ -12,7 +12,7 @@ from .diagnostics import Diagnostic, Diagnostics, SpecError, did_you_mean
 from .document import place, plain
 from .expressions import RESERVED, parse_body, parse_expression, parse_signature, parse_tensor
 from .model import BlockDef, DimDef, GraphDef, ParamDef, Section, ShardingRule, Spec, TensorDecl, Used
-from .schema import DRAWS, DTYPES, SIGNATURE, Form, Train
+from .schema import DRAWS, DTYPES, SIGNATURE, Form, Sample, Train
 from .source import Span
 from .yaml import Entry, Mapping, Node, Scalar, Sequence
 from .yaml_traps import BLOCK, comment_cut
@@ -129,6 +129,24 @@ class Builder:
                             help=f"each update has its own `{name}`",
                         )
                     )
+        return section
+
+    def sample(self, entry: Entry | None) -> Section | None:
+        section = self.section(entry, Sample)
+        if section is None:
+            return None
+        stepwise = ("variable", "start", "steps", "step")
+        if "value" in section.values:
+            for name in stepwise:
+                if name in section.values:
+                    message = f"`sample.{name}` can't stand beside `sample.value`"
+                    self.found.add(Diagnostic("PF0514", message, section.spans[name],
+                                              help="samples are made at once, by `value`, or in steps"))  # fmt: skip
+        elif missing := [name for name in stepwise if name not in section.values]:
+            many = len(missing) == len(stepwise)
+            what = "neither a `value` nor steps" if many else f"no `{missing[0]}`"
+            help = f"`value` makes a sample at once; {', '.join(stepwise)} carry one from noise"
+            self.found.add(Diagnostic("PF0204", f"`sample` has {what}", section.span, help=help))
         return section
 
     def _read(self, node: Node, annotation: Any, path: tuple[str, ...], spans: dict[str, Span]) -> Any:

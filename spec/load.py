@@ -17,7 +17,6 @@ from .merge import merge, override, settled
 from .model import Spec
 from .namespace import check_namespace, unused
 from .prelude import prelude
-from .schema import Sample
 from .source import Source, Span
 from .yaml import Entry, Mapping, Scalar, parse
 
@@ -89,7 +88,7 @@ def _load(
         graphs=build.graphs(root.get("graphs")),
         sharding=build.sharding(root.get("sharding")),
         train=build.train(root.entries.get("train")),
-        sample=build.section(root.entries.get("sample"), Sample),
+        sample=build.sample(root.entries.get("sample")),
         precision=build.section(root.entries.get("precision")),
         weights=build.section(root.entries.get("weights")),
         uses=build.uses(root.get("uses"), lambda span: _used(span, folders, source, users)),

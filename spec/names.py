@@ -181,9 +181,10 @@ class _Check:
             if isinstance(decl, TensorDecl):
                 self.declaration(decl, {*self.spec.dims, *self.symbols})
         inputs = {name for graph in self.spec.graphs.values() for name in graph.inputs}
-        if isinstance(section.values.get("step"), Body):
-            copies = self.copies()
-            self.body(section.values["step"], frozenset({*inputs, *draws, *copies, "now", "after"}), copies)
+        copies = self.copies()
+        for key, levels in (("value", ()), ("step", ("now", "after"))):
+            if isinstance(section.values.get(key), Body):
+                self.body(section.values[key], frozenset({*inputs, *draws, *copies, *levels}), copies)
 
     def copies(self) -> dict[str, GraphDef]:
         """The graphs that slow copies are of, by the copies' names."""

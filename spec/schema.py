@@ -133,13 +133,16 @@ class Evaluate(_Strict):
 
 
 class Sample(_Strict):
-    """How samples are made: a variable carried from noise to a sample, step by step."""
+    """How samples are made: at once, or as a variable that is carried from noise to a sample, step by step."""
 
-    variable: Word = Field(description="An input of a graph.")
-    start: Literal["normal", "uniform", "zeros"] = Field(description="What it starts from.")
-    steps: Count = Field(description="Steps of equal length from `now` = 1 to 0.")
-    draws: dict[Word, TensorText] | None = Field(None, description="Fresh draws of a step: `noise: normal[batch, d]`.")
-    step: BodyText = Field(description="The variable at `after`, from it at `now`.")
+    draws: dict[Word, TensorText] | None = Field(
+        None, description="Fresh draws of a sample, or of a step: `z: normal[batch, noise]`."
+    )
+    value: BodyText | None = Field(None, description="A sample, at once, from draws and what is given.")
+    variable: Word | None = Field(None, description="An input of a graph, which steps carry to a sample.")
+    start: Literal["normal", "uniform", "zeros"] | None = Field(None, description="What it starts from.")
+    steps: Count | None = Field(None, description="Steps of equal length from `now` = 1 to 0.")
+    step: BodyText | None = Field(None, description="The variable at `after`, from it at `now`.")
 
 
 class Checkpoint(_Strict):

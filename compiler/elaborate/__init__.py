@@ -22,12 +22,12 @@ from .blocks import Elaborator
 from .context import Env, stream_of
 from .draws import add_draws
 from .inner import Inner, body_value, fit, inner_loss
-from .sampler import AFTER, NOW, Sampler, sampler
+from .sampler import AFTER, NOW, Sampler, Steps, sampler
 
 PRIORITY = "priority"
 """The output of a loss that says how much there was to learn from each entry of the batch."""
 
-__all__ = ["AFTER", "NOW", "PRIORITY", "Elaborator", "Env", "Inner", "Sampler", "elaborate", "elaborate_fit",
+__all__ = ["AFTER", "NOW", "PRIORITY", "Elaborator", "Env", "Inner", "Sampler", "Steps", "elaborate", "elaborate_fit",
            "elaborate_loss", "sampler", "stream_of"]  # fmt: skip
 
 

@@ -10,7 +10,23 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from . import check, demo, evaluate, explain, export, functa, generate, importing, ir, play, schema, show, train, verify
+from . import (
+    check,
+    demo,
+    evaluate,
+    explain,
+    export,
+    functa,
+    generate,
+    importing,
+    ir,
+    play,
+    sample,
+    schema,
+    show,
+    train,
+    verify,
+)
 
 FAULT = 70
 """Exit code of a fault of planform itself (EX_SOFTWARE of sysexits.h); 0 is success, 1 means findings, 2 a user's
@@ -105,6 +121,7 @@ for _module in (
     verify,
     generate,
     functa,
+    sample,
     play,
     schema,
     demo,

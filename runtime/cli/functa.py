@@ -11,15 +11,13 @@ from .options import AsJson, Set
 
 EPILOG_ENCODE = "Example: planform functa encode runs/spatial --files photos/ --out data/photos.functaset"
 EPILOG_DECODE = "Example: planform functa decode data/photos.functaset --out pictures --size 32 --size 1024"
-EPILOG_SAMPLE = "Example: planform functa sample runs/diffusion --out samples --count 40 --set guidance=3"
 
 
 def add(app: typer.Typer) -> None:
     group = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
     group.command(epilog=EPILOG_ENCODE)(encode)
     group.command(epilog=EPILOG_DECODE)(decode)
-    group.command(epilog=EPILOG_SAMPLE)(sample)
-    app.add_typer(group, name="functa", help="Signals as latents of a trained field: encode, decode, sample.")
+    app.add_typer(group, name="functa", help="Signals as latents of a trained field: encode, decode.")
 
 
 def encode(
@@ -93,36 +91,3 @@ def decode(
     note = f", PSNR {found['psnr']['mean']:.2f} dB" if "psnr" in found else ""
     count = found["rows"][1] - found["rows"][0]
     out().print(f"[bold green]✓[/] {target}: {count} {split} signals at {', '.join(found['sizes'])}{note}")
-
-
-def sample(
-    run: Annotated[
-        Path, typer.Argument(metavar="RUN", help="A run, on a functaset, whose spec has a `sample` section.")
-    ],
-    target: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where the pictures go.")],
-    count: Annotated[int, typer.Option("--count", min=1, help="How many.")] = 40,
-    labels: Annotated[
-        list[int] | None, typer.Option("--label", min=0, help="A class; several take turns. [default: all]")
-    ] = None,
-    size: Annotated[str | None, typer.Option("--size", metavar="N|HxW", help="[default: the signals' own]")] = None,
-    functaset: Annotated[
-        Path | None, typer.Option("--functaset", metavar="FOLDER", help="[default: where it was in training]")
-    ] = None,
-    steps: Annotated[int | None, typer.Option("--steps", min=1, help="[default: as the spec says]")] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the draws.")] = 0,
-    step: Annotated[int | None, typer.Option("--step", min=0, help="Of the checkpoint. [default: the newest]")] = None,
-    overrides: Set = None,
-    as_json: AsJson = False,
-) -> None:
-    """Sample latents, render them by the field of the functaset, write PNG files and a sheet of all."""
-    from ..functa.sample import sample as run_
-    from .console import out, print_json
-    from .options import parse_shape
-
-    found = run_(run, target, count=count, labels=labels or (), size=parse_shape("--size", size, 2) if size else None,
-                 functaset=functaset, steps=steps, seed=seed, step=step, overrides=tuple(overrides or ()))  # fmt: skip
-    if as_json:
-        print_json(found)
-        return
-    pixels = "x".join(map(str, found["size"]))
-    out().print(f"[bold green]✓[/] {target}: {count} samples of {pixels}, {found['steps']} steps each")

@@ -43,7 +43,7 @@ GraphName = Annotated[
     typer.Option(
         "--graph",
         metavar="NAME",
-        help="Which graph, where there are several; `fit` or `sample`, an inner loop or a step of a sampler.",
+        help="Which graph, where there are several; `fit` or `sample`, an inner loop or a sampler.",
     ),
 ]
 

@@ -66,6 +66,10 @@ class View:
             pixels = pixels[:, ::-1]
         return self._normalised(pixels)
 
+    def restored(self, values: np.ndarray) -> np.ndarray:
+        """Values from 0 to 1 again, of what a model made of pictures as it sees them, [.., channels]."""
+        return values * np.asarray(self.std, np.float32) + np.asarray(self.mean, np.float32)
+
     def _box(self, image: Picture, rng: np.random.Generator) -> tuple[float, ...]:
         """Left, top, right, bottom; the centre where no such part fits in ten draws."""
         assert self.crop is not None
@@ -144,6 +148,7 @@ class ImageData:
             order, apart = range(len(train)), range(len(heldout))
         self.share = share
         self._source, self._view = source, view
+        self._classes = 0 if train.labels is None else int(train.labels.max(initial=-1)) + 1
         self._train = _Seen(train, order, view, fields, seed)
         self._heldout = _Seen(heldout, apart, view, fields)
         self._batches = Batches(self._train, share, seed, self._train.draw)
@@ -167,6 +172,7 @@ class ImageData:
             "view": asdict(self._view),
             "train": {"rows": len(self._train)},
             "heldout": {"rows": len(self._heldout)},
+            "classes": self._classes,
             "fingerprint": self._fingerprint,
         }
 

@@ -43,4 +43,5 @@ class LatentData(ArrayData):
         return {self._fields[n]: array for n, array in rows.items()}
 
     def describe(self) -> dict[str, Any]:
-        return {**super().describe(), "kind": "functaset", "field": self.found.told["field"]}
+        told = self.found.told
+        return {**super().describe(), "kind": "functaset", "field": told["field"], "classes": told["classes"]}

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from planform.backends import reference
-from planform.compiler.elaborate import elaborate, sampler
+from planform.compiler.elaborate import Steps, elaborate, sampler
 from planform.compiler.parameters import count, initial
-from planform.runtime.functa.sample import Generator
+from planform.runtime.sample import Generator
 from planform.spec import load, load_text
 
 DIFFUSION = "spatial_functa_diffusion"
@@ -43,10 +43,11 @@ def test_a_step_is_ddims(eta: float, guidance: float) -> None:
     """Against Song et al., arXiv:2010.02502, equations 12 and 16, in their own terms: alphas are squares of ours."""
     spec = load(DIFFUSION, "small", (*SMALL, f"eta={eta}", f"guidance={guidance}"))
     how = sampler(spec)
-    assert how.given == ("label",) and dict(how.draws) == {"noise": "normal"} and how.steps == 50
+    assert how.given == ("label",) and dict(how.draws) == {"noise": "normal"}
+    assert how.steps == Steps("latent", "normal", 50)
     rng = np.random.default_rng(0)
-    assert all(w.path.startswith("slow.") for w in how.step.weights)  # the average over training
-    first = initial(how.step.weights)  # its gates start as zeros: everything is stirred
+    assert all(w.path.startswith("slow.") for w in how.graph.weights)  # the average over training
+    first = initial(how.graph.weights)  # its gates start as zeros: everything is stirred
     weights = {n: a + 0.3 * rng.standard_normal(a.shape) for n, a in first.items()}
     x, noise = rng.standard_normal((2, 4, 2, 3, 2))
     now, after = np.array([1.0, 0.9, 0.4, 0.02]), np.array([0.98, 0.5, 0.3, 0.0])
@@ -66,10 +67,10 @@ def test_a_step_is_ddims(eta: float, guidance: float) -> None:
     sigma = eta * np.sqrt((1 - before) / (1 - alpha)) * np.sqrt(1 - alpha / before)
     want = np.sqrt(before) * predicted + np.sqrt(np.maximum(1 - before - sigma**2, 0)) * error + sigma * noise
     given = {"latent": x, "now": now, "after": after, "label": label, "noise": noise}
-    np.testing.assert_allclose(reference.run(how.step, weights, given)["latent_after"], want, atol=1e-6)
+    np.testing.assert_allclose(reference.run(how.graph, weights, given)["latent_after"], want, atol=1e-6)
     if eta == 0:
-        other = reference.run(how.step, weights, {**given, "noise": -noise})
-        np.testing.assert_array_equal(other["latent_after"], reference.run(how.step, weights, given)["latent_after"])
+        other = reference.run(how.graph, weights, {**given, "noise": -noise})
+        np.testing.assert_array_equal(other["latent_after"], reference.run(how.graph, weights, given)["latent_after"])
 
 
 @pytest.mark.parametrize("eta, steps", [(0.0, 100), (1.0, 500)])  # ancestral steps are too narrow until they are many

@@ -39,7 +39,7 @@ def wrong(tmp_path: Path) -> Path:
 
 COMMANDS = [
     "check", "show", "ir", "explain", "train", "eval", "export", "verify", "generate", "schema", "demo",
-    "functa encode", "functa decode", "functa sample", "play",
+    "functa encode", "functa decode", "sample", "play",
 ]  # fmt: skip
 
 

@@ -29,8 +29,8 @@ from planform.runtime.functa.field import Field, centres, psnr
 from planform.runtime.functa.functaset import Functaset, read_shard
 from planform.runtime.functa.images import sheet
 from planform.runtime.functa.mapped import Joined, mapped
-from planform.runtime.functa.sample import sample
 from planform.runtime.metrics import read_metrics
+from planform.runtime.sample import sample
 from planform.runtime.train import train
 from planform.spec import load
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import numpy as np
@@ -11,43 +10,15 @@ from planform.runtime.data import load_signals
 from planform.runtime.functa.field import Field
 from planform.runtime.functa.functaset import FIELD
 from planform.runtime.functa.images import in_rows, pixels, sheet, write_png
-from planform.runtime.functa.sample import Generator
+from planform.runtime.sample import Generator
 from planform.runtime.train import train
 from planform.spec import load
 from tests.evidence import row
+from tests.evidence.features import Features, frechet
 
 from .images import COUNT, PICTURES, STEPS, fashion_mnist, latents, workspace
 
 DIFFUSION_STEPS, SAMPLES, SIDE = 1200, 2000, 28
-
-
-def frechet(a: np.ndarray, b: np.ndarray) -> float:
-    """The distance of two normal distributions with the moments of features [rows, n] (arXiv:1706.08500)."""
-    (m, c), (n, d) = ((x.mean(0), np.cov(x, rowvar=False)) for x in (a, b))
-    roots = np.sqrt(np.maximum(np.linalg.eigvals(c @ d).real, 0))  # of a product of two covariances: none is negative
-    return float(np.sum((m - n) ** 2) + np.trace(c) + np.trace(d) - 2 * np.sum(roots))
-
-
-class Features:
-    """The last hidden layer of scikit-learn's perceptron, taught on real pictures: 784 -> 128 -> 64 -> classes."""
-
-    def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
-        from sklearn.exceptions import ConvergenceWarning
-        from sklearn.neural_network import MLPClassifier
-
-        self.net = MLPClassifier((128, 64), batch_size=128, max_iter=8, random_state=0)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # eight epochs are enough for features
-            self.net.fit(images.reshape(len(images), -1), labels)
-
-    def __call__(self, images: np.ndarray) -> np.ndarray:
-        x = np.clip(images.reshape(len(images), -1), 0, 1)
-        for w, b in zip(self.net.coefs_[:-1], self.net.intercepts_[:-1]):
-            x = np.maximum(x @ w + b, 0)
-        return np.asarray(x, np.float64)
-
-    def correct(self, images: np.ndarray, labels: np.ndarray) -> float:
-        return float(np.mean(self.net.predict(np.clip(images.reshape(len(images), -1), 0, 1)) == labels))
 
 
 @row(
