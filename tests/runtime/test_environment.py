@@ -14,23 +14,24 @@ PACKAGE = str(Path(__file__).parents[2] / ".pkg")
 KEEP = "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=20000000000:glibc.malloc.arena_max=1"
 FAST = f"glibc.malloc.hugetlb=1:{KEEP}"
 COUNT = "--xla_force_host_platform_device_count"
+SAFE = f"{environment.FUSION}={environment.WITHOUT}"
 
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the tunables are glibc's")
 
 
 def test_what_is_added():
-    assert cpu_environment(1, {}) == {"GLIBC_TUNABLES": FAST}
-    assert cpu_environment(4, {}) == {"GLIBC_TUNABLES": FAST, "XLA_FLAGS": f"{COUNT}=4"}
+    assert cpu_environment(1, {}) == {"GLIBC_TUNABLES": FAST, "XLA_FLAGS": SAFE}
+    assert cpu_environment(4, {}) == {"GLIBC_TUNABLES": FAST, "XLA_FLAGS": f"{SAFE} {COUNT}=4"}
 
 
 def test_what_the_user_set_stays():
     tunables = "glibc.malloc.hugetlb=0:glibc.malloc.check=1"
-    given = {"GLIBC_TUNABLES": tunables, "XLA_FLAGS": f"{COUNT}=8"}
+    given = {"GLIBC_TUNABLES": tunables, "XLA_FLAGS": f"{COUNT}=8 {environment.FUSION}="}
     assert cpu_environment(2, given) == {"GLIBC_TUNABLES": f"{tunables}:{KEEP}"}
     older = {"MALLOC_MMAP_MAX_": "9", "MALLOC_TRIM_THRESHOLD_": "9", "MALLOC_ARENA_MAX": "9"}
-    assert cpu_environment(1, older) == {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+    assert cpu_environment(1, older) == {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "XLA_FLAGS": SAFE}
     assert cpu_environment(1, older | given) == {}
-    assert cpu_environment(2, {"XLA_FLAGS": "--xla_dump_to=x"})["XLA_FLAGS"] == f"--xla_dump_to=x {COUNT}=2"
+    assert cpu_environment(2, {"XLA_FLAGS": "--xla_dump_to=x"})["XLA_FLAGS"] == f"--xla_dump_to=x {SAFE} {COUNT}=2"
 
 
 def test_on_cpu(monkeypatch, tmp_path):
@@ -81,11 +82,11 @@ def starts(tmp_path: Path, *arguments: str, **variables: str) -> tuple[int, list
 def test_a_command_starts_itself_again_once(tmp_path):
     count, argv, final = starts(tmp_path, "2", "a b", "--c=*")
     assert count == 2 and argv == ["2", "a b", "--c=*"]
-    assert final["GLIBC_TUNABLES"] == FAST and final["XLA_FLAGS"] == f"{COUNT}=2"
+    assert final["GLIBC_TUNABLES"] == FAST and final["XLA_FLAGS"] == f"{SAFE} {COUNT}=2"
 
 
 def test_not_when_there_is_nothing_to_add(tmp_path):
-    assert starts(tmp_path, "2", GLIBC_TUNABLES=FAST, XLA_FLAGS=f"{COUNT}=8")[0] == 1
+    assert starts(tmp_path, "2", GLIBC_TUNABLES=FAST, XLA_FLAGS=f"{SAFE} {COUNT}=8")[0] == 1
     assert starts(tmp_path, "2", JAX_PLATFORMS="tpu")[0] == 1
 
 
@@ -93,11 +94,11 @@ def test_a_command_within_a_command_gets_its_own_number(tmp_path):
     _, _, outer = starts(tmp_path, "2", XLA_FLAGS="--xla_dump_to=x")
     ours = {name: outer[name] for name in ("GLIBC_TUNABLES", "XLA_FLAGS", environment.GUARD)}
     count, _, inner = starts(tmp_path, "4", **ours)
-    assert count == 2 and inner["XLA_FLAGS"] == f"--xla_dump_to=x {COUNT}=4"
+    assert count == 2 and inner["XLA_FLAGS"] == f"--xla_dump_to=x {SAFE} {COUNT}=4"
     assert inner["GLIBC_TUNABLES"] == FAST
-    moved = ours | {"XLA_FLAGS": f"{COUNT}=2 --xla_dump_to=x"}
+    moved = ours | {"XLA_FLAGS": f"{COUNT}=2 {SAFE} --xla_dump_to=x"}
     assert starts(tmp_path, "2", **ours)[0] == starts(tmp_path, "2", **moved)[0] == 1
-    assert starts(tmp_path, "1", **ours)[2]["XLA_FLAGS"] == "--xla_dump_to=x"
+    assert starts(tmp_path, "1", **ours)[2]["XLA_FLAGS"] == f"--xla_dump_to=x {SAFE}"
 
 
 def test_jax_sees_the_devices(tmp_path):
@@ -109,3 +110,16 @@ def test_jax_sees_the_devices(tmp_path):
     plain |= {"PYTHONPATH": PACKAGE, "JAX_PLATFORMS": "cpu"}
     out = subprocess.run([sys.executable, str(script)], env=plain, capture_output=True, text=True, check=True)
     assert out.stdout == "3\n"
+
+
+def test_sums_over_many_dims(tmp_path):
+    """XLA's own choice of what to fuse dies of this one (jaxlib 0.10.2, x86-64)."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from planform.runtime.environment import reexec_with\nreexec_with(1)\nimport jax, jax.numpy as jnp\n"
+        "x, y = jnp.ones((2, 3, 1, 2, 2, 8, 8, 8))\nprint(jax.jit(lambda a, b: jnp.sum(a * b, 3))(x, y).sum())\n"
+    )
+    plain = {k: v for k, v in os.environ.items() if k not in ("GLIBC_TUNABLES", "XLA_FLAGS", environment.GUARD)}
+    plain |= {"PYTHONPATH": PACKAGE, "JAX_PLATFORMS": "cpu"}
+    out = subprocess.run([sys.executable, str(script)], env=plain, capture_output=True, text=True, check=True)
+    assert out.stdout == "6144.0\n"
