@@ -148,7 +148,9 @@ def test_eight_devices_train_as_one_and_a_resumed_run_as_a_whole(pictures: Path,
     trained(tmp_path / "parts", pictures, 2)
     assert digest(trained(tmp_path / "parts", pictures, 4)) == digest(one)
     for name, array in trained(tmp_path / "eight", pictures, 4, "data=8").items():
-        np.testing.assert_allclose(array, one[name], rtol=1e-8, atol=1e-10, err_msg=name)
+        # A bias before a batch norm has no gradient but rounding, which Adam makes steps of, and moves a mean.
+        free = "generator.grow" in name and name.endswith("bias") or name.endswith("batch_norm.mean")
+        np.testing.assert_allclose(array, one[name], rtol=1e-8, atol=1e-8 if free else 1e-10, err_msg=name)
     first = initial([w for u in program(load("sngan_32", "small", SMALL)).updates for w in u.loss.weights])
     assert max(np.abs(one[n] - a).max() for n, a in first.items()) > 1e-3
     assert {"generator/loss", "discriminator/loss"} <= set(read_metrics(tmp_path / "one")[0])
