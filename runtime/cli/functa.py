@@ -69,7 +69,7 @@ def decode(
     files: Annotated[
         Path | None, typer.Option("--files", metavar="PATH", help="Where the signals are now, for the PSNR.")
     ] = None,
-    tile: Annotated[int, typer.Option("--tile", min=1, help="Points in memory at once.")] = 16384,
+    tile: Annotated[int, typer.Option("--tile", min=1, help="Points in memory at once.")] = 2048,
     npy: Annotated[bool, typer.Option("--npy", help="Arrays instead of pictures, for sound and volumes.")] = False,
     as_json: AsJson = False,
 ) -> None:

@@ -13,7 +13,7 @@ from ..files import write_json
 from .encode import signals_of
 from .field import TILE, Field, psnr
 from .functaset import FIELD, Functaset
-from .images import check_images, enlarged, in_rows, pixels, sheet, write_png
+from .images import SHEET, check_images, enlarged, in_rows, pixels, sheet, stream_png, write_png
 
 COLUMNS = 8
 
@@ -62,14 +62,10 @@ def decode(
             np.save(out / name / f"{split}.npy", field.render(latents, size, tile))
             continue
         images = []
-        for i, latent in enumerate(latents):  # one image in memory at a time, in bytes
-            image = np.empty((size[0] * size[1], field.channels), np.uint8)
-            for _, points, values in field.tiles(latent[None], size, tile):
-                image[points] = pixels(values[0])
-            images.append(image.reshape(*size, field.channels))
-            write_png(out / name / f"{split}-{index[i]:06}.png", images[-1])
-            if size[0] * size[1] > 1 << 18:
-                images.clear()  # too large for a sheet
+        for i, latent in enumerate(latents):
+            image = draw(out / name / f"{split}-{index[i]:06}.png", field, latent, size, tile)
+            if image is not None:
+                images.append(image)
         if images:
             lines = in_rows(images, COLUMNS)
             if originals is not None:
@@ -82,6 +78,18 @@ def decode(
         told["psnr"] = {"mean": float(np.mean(each)), "each": dict(zip(map(int, index), each))}
     write_json(out / "psnr.json", told)
     return told
+
+
+def draw(file: Path, field: Field, latent: np.ndarray, size: Sequence[int], tile: int = TILE) -> np.ndarray | None:
+    """Writes what a latent shows as PNG and returns its pixels, uint8[height, width, channels]; those of an image too
+    large for a sheet are written as their tiles are rendered, and not kept. Raises: UserError."""
+    if size[0] * size[1] <= SHEET:
+        image = pixels(field.render(latent[None], size, tile)[0])
+        write_png(file, image)
+        return image
+    tiles = field.tiles(latent[None], size, tile)
+    stream_png(file, (*size, field.channels), (pixels(values[0]) for _, _, values in tiles))
+    return None
 
 
 def _originals(

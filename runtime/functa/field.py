@@ -29,7 +29,7 @@ from ..run import parameters_of_run, spec_of_run
 Arrays = dict[str, np.ndarray]
 
 BEFORE = "latent's"  # the start of a step from anywhere; no name of a spec
-TILE = 16_384
+TILE = 2048
 """Points that are rendered at once: a tile of a large image, or several small ones."""
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import struct
+import zlib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ from ..files import whole
 
 GAP = 2
 """Pixels between the images of a sheet."""
+SHEET = 1 << 18
+"""Pixels of the largest image that a sheet shows, and that is held in memory as a whole."""
 
 
 def pixels(values: np.ndarray) -> np.ndarray:
@@ -33,6 +37,35 @@ def check_images(axes: int, channels: int) -> None:
 def write_png(file: Path, image: np.ndarray) -> None:
     """An image uint8[height, width, 1 or 3]. Raises: UserError."""
     write_picture(file, Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image))
+
+
+def stream_png(file: Path, shape: Sequence[int], parts: Iterable[np.ndarray]) -> None:
+    """An image as its pixels come, without ever being in memory as a whole.
+
+    shape  height, width and channels, 1 or 3
+    parts  its pixels in order, uint8[n, channels] with any n
+
+    Raises: UserError.
+    """
+    height, width, channels = shape
+    with whole(file, parents=True) as f:
+
+        def chunk(kind: bytes, data: bytes) -> None:
+            f.write(struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)))
+
+        f.write(b"\x89PNG\r\n\x1a\n")
+        chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0 if channels == 1 else 2, 0, 0, 0))
+        squeeze, rest = zlib.compressobj(), np.empty((0, channels), np.uint8)
+        for part in parts:
+            held = np.concatenate([rest, part])
+            lines = len(held) // width
+            some, rest = held[: lines * width].reshape(lines, width, channels), held[lines * width :]
+            # Each pixel less its left neighbour (filter 1), which smooth pictures need to become small.
+            left = np.pad(some[:, :-1], ((0, 0), (1, 0), (0, 0)))
+            rows = np.pad((some - left).reshape(lines, width * channels), ((0, 0), (1, 0)), constant_values=1)
+            chunk(b"IDAT", squeeze.compress(rows.tobytes()))
+        chunk(b"IDAT", squeeze.flush())
+        chunk(b"IEND", b"")
 
 
 def write_picture(file: Path, image: Image.Image, **how: Any) -> None:

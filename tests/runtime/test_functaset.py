@@ -27,7 +27,7 @@ from planform.runtime.functa.decode import decode
 from planform.runtime.functa.encode import encode, signals_of
 from planform.runtime.functa.field import Field, centres, psnr
 from planform.runtime.functa.functaset import Functaset, read_shard
-from planform.runtime.functa.images import sheet
+from planform.runtime.functa.images import sheet, stream_png
 from planform.runtime.functa.mapped import Joined, mapped
 from planform.runtime.metrics import read_metrics
 from planform.runtime.sample import sample
@@ -171,6 +171,29 @@ def test_tiles_are_the_image(whole: Path) -> None:
         whole_again = field.render(latents[:2] if tile == 1 else latents, (10, 14), tile)
         np.testing.assert_allclose(whole_again, direct[: len(whole_again)], atol=1e-5)
     np.testing.assert_array_equal(centres(np.arange(140), (10, 14)), grid(10, 14))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("part", [1, 5, 7, 20, 35])
+def test_streamed_png(channels: int, part: int, tmp_path: Path) -> None:
+    """However its pixels come: within a line, a line, several, all."""
+    image = np.random.default_rng(0).integers(0, 256, (5, 7, channels), np.uint8)
+    points = image.reshape(-1, channels)
+    stream_png(tmp_path / "a.png", image.shape, (points[i : i + part] for i in range(0, 35, part)))
+    with Image.open(tmp_path / "a.png") as found:
+        np.testing.assert_array_equal(np.asarray(found).reshape(image.shape), image)
+
+
+def test_large_pictures_are_the_same(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that are never in memory as a whole, and on no sheet."""
+    pictures = []
+    for name, most in (("whole", 24 * 32), ("streamed", 24 * 32 - 1)):
+        monkeypatch.setattr("planform.runtime.functa.decode.SHEET", most)
+        decode(whole, tmp_path / name, sizes=[(24, 32)], rows=(0, 1), tile=100)
+        (file,) = (tmp_path / name / "24x32").glob("*.png")
+        pictures.append(np.asarray(Image.open(file)))
+        assert (tmp_path / name / "heldout-24x32.png").is_file() == (name == "whole")
+    np.testing.assert_array_equal(*pictures)
 
 
 def test_psnr() -> None:

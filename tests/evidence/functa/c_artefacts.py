@@ -19,8 +19,9 @@ from tests.evidence import row
 from .images import COUNT, STEPS, fashion_mnist, latents, trained, workspace
 
 SIDE = 1024
-BOUND = 32
-"""MB beyond what one tile's picture takes: those of a few tiles' arrays and the picture's bytes."""
+BOUND = 16
+"""MB beyond what a picture of 128 x 128 takes, eight tiles: what XLA and malloc keep of tiles that are done. A tile's
+arrays are a quarter of a megabyte each, and its pixels go to the file as they come."""
 
 
 @row(
@@ -70,21 +71,25 @@ print(json.dumps(peaks))
 @row(
     "functa",
     "render",
-    f"{SIDE} x {SIDE} from one latent as PNG: the peak of memory at most {BOUND} MB above that of one tile's picture "
-    f"(128 x 128), and the same picture as in one piece, which takes more than twice the bound",
+    f"{SIDE} x {SIDE} from one latent as PNG, and {2 * SIDE} x {2 * SIDE}: the peak of memory at most {BOUND} MB above "
+    f"that of 128 x 128; the same picture as in one piece, which takes more than ten times the bound",
     2,
 )
 def render() -> tuple[Any, bool]:
     found = latents("spatial_functa", fashion_mnist(), STEPS, COUNT)
-    sizes = [f"{s}/{t}" for s, t in ((128, TILE), (SIDE, TILE), (SIDE, SIDE * SIDE))]
+    sizes = [f"{s}/{t}" for s, t in ((128, TILE), (SIDE, TILE), (2 * SIDE, TILE), (SIDE, SIDE * SIDE))]
     out = workspace() / "rendered"
     done = subprocess.run([sys.executable, "-c", PROGRAM, str(found.folder), str(out), *sizes],
                           check=True, capture_output=True, text=True)  # fmt: skip
-    small, tiled, whole = json.loads(done.stdout.splitlines()[-1])
+    small, tiled, larger, whole = json.loads(done.stdout.splitlines()[-1])
     field, latent = Field.of_run(found.folder / FIELD), found.read("heldout")["latent"][:1]
     apart = np.max(np.abs(field.render(latent, (SIDE, SIDE)) - field.render(latent, (SIDE, SIDE), SIDE * SIDE)))
     figure = {
-        "MB": {"in tiles": round(tiled - small), "in one piece": round(whole - small)},
+        "MB": {
+            f"{SIDE} in tiles": round(tiled - small, 1),
+            f"{2 * SIDE} in tiles": round(larger - small, 1),
+            f"{SIDE} in one piece": round(whole - small),
+        },
         "difference": float(f"{apart:.1e}"),
     }
-    return figure, tiled - small <= BOUND and whole - small > 2 * BOUND and bool(apart <= 1e-5)
+    return figure, larger - small <= BOUND and whole - small > 10 * BOUND and bool(apart <= 1e-5)
