@@ -35,7 +35,7 @@ def test_sizes() -> None:
     assert count(elaborate(load("functa_classifier", "cifar10"))) == 1024 * 1024 * 3 + 3 * 1024 + 1024 * 10 + 10
     cells = count(elaborate(load("spatial_functa_classifier", "cifar10")))
     layer = 4 * 128 * 128 + 4 * 128 + 2 * 128 + 2 * 128 * 256 + 256 + 128
-    assert cells == 16 * 128 + 128 + 64 * 128 + 12 * layer + 128 + 128 * 10 + 10
+    assert cells == 16 * 128 + 128 + 64 * 128 + 12 * layer + 128 + (64 * 128 + 1) * 256 + 256 * 10 + 10
 
 
 @pytest.mark.parametrize("eta, guidance", [(0.0, 0.0), (0.0, 2.5), (1.0, 1.0), (0.3, 4.0)])
