@@ -51,7 +51,8 @@ def test_latents_are_those_that_training_measures(run: Path, whole: Path) -> Non
     assert sorted([*train["index"], *latents["index"]]) == list(range(120))
     measured = evaluate_run(run, overrides=("train.batch=6",), batches=1)
     assert latents["psnr"].mean() == pytest.approx(found.told["splits"]["heldout"]["means"]["psnr"], rel=1e-5)
-    assert measured["psnr"] == pytest.approx(float(latents["psnr"].mean()), abs=0.6)  # of rows spread over batches of 8
+    spread = latents["psnr"][np.arange(8) * 6 // 8]  # six rows make a batch of 8, for as many devices
+    assert measured["psnr"] == pytest.approx(float(spread.mean()), abs=1e-3)
     normal = found.normalised(train["latent"]).reshape(-1, 4)
     np.testing.assert_allclose(normal.mean(0), 0, atol=1e-4)
     np.testing.assert_allclose(normal.std(0), 1, atol=1e-3)
