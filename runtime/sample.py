@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +22,7 @@ from planform.spec import Spec
 from .data import View
 from .errors import UserError
 from .files import whole
+from .functa.decode import draw
 from .functa.field import TILE, Field
 from .functa.functaset import FIELD, Functaset
 from .functa.images import check_images, in_rows, pixels, sheet, write_png
@@ -29,9 +30,6 @@ from .opening import view_of
 from .run import parameters_of_run, read_run, spec_of_run
 
 Arrays = dict[str, np.ndarray]
-
-LARGEST = 1 << 18
-"""Pixels of a picture that a sheet still has."""
 
 
 @dataclass(frozen=True)
@@ -145,13 +143,9 @@ def sample(
     classes = (told.get("data") or {}).get("classes", 0)
     chosen = _labels(generator.sampler, labels, classes, count)
     finish = _finish(generator, told, size, functaset, tile)
-    name, kept, images = finish(generator.sample(chosen, count, seed, steps))
-    shown = []
-    for i, image in enumerate(images):
-        write_png(out / "samples" / f"{i:04}.png", image)
-        shown.append(image)
-    shape = shown[0].shape[:2] if shown else kept.shape[1:]
-    if shown and shape[0] * shape[1] <= LARGEST:
+    name, kept, shape, picture = finish(generator.sample(chosen, count, seed, steps))
+    drawn = [picture(i, out / "samples" / f"{i:04}.png") for i in range(count)] if picture else []
+    if shown := [image for image in drawn if image is not None]:
         columns = len(set(labels)) if len(set(labels)) > 1 else classes or 8
         write_png(out / "samples.png", sheet(in_rows(shown, max(columns, 4))))
     arrays: dict[str, Any] = {name: kept, **({"labels": next(iter(chosen.values()))} if chosen else {})}
@@ -173,8 +167,10 @@ def _labels(how: Sampler, labels: Sequence[int], classes: int, count: int) -> Ar
     return dict.fromkeys(names, np.resize(np.asarray(labels or range(classes), np.int32), count))
 
 
-Finish = Callable[[np.ndarray], tuple[str, np.ndarray, Iterable[np.ndarray]]]
-"""From samples to what is kept of them, with its name, and pictures uint8[height, width, channels] of each, if any."""
+Draw = Callable[[int, Path], np.ndarray | None]
+"""Writes the picture of a sample and returns its pixels, uint8[height, width, channels], if a sheet can show them."""
+Finish = Callable[[np.ndarray], tuple[str, np.ndarray, Sequence[int], Draw | None]]
+"""From samples to what is kept of them, with its name; the size of one, and what draws it, if it is a picture."""
 
 
 def _finish(
@@ -193,13 +189,18 @@ def _finish(
             raise UserError("only latents of a functaset are rendered", help=f"leave {option} out")
     if data is not None and data.name == "images" and t.rank == 4 and t.sizes[-1] in (1, 3):
         return _images(view_of(data.arguments))
-    return lambda made: ("samples", made, ())
+    return lambda made: ("samples", made, made.shape[1:], None)
 
 
 def _images(view: View) -> Finish:
-    def finish(made: np.ndarray) -> tuple[str, np.ndarray, Iterable[np.ndarray]]:
+    def finish(made: np.ndarray) -> tuple[str, np.ndarray, Sequence[int], Draw]:
         images = pixels(view.restored(made))
-        return "images", images, images
+
+        def draw(i: int, file: Path) -> np.ndarray:
+            write_png(file, images[i])
+            return images[i]  # type: ignore[no-any-return]
+
+        return "images", images, images.shape[1:3], draw
 
     return finish
 
@@ -212,8 +213,8 @@ def _latents(found: Functaset, size: Sequence[int] | None, tile: int) -> Finish:
     if len(shape) != field.axes:
         raise UserError(f"a size of {len(shape)} numbers for signals of {field.axes} axes", help="HEIGHTxWIDTH")
 
-    def finish(made: np.ndarray) -> tuple[str, np.ndarray, Iterable[np.ndarray]]:
+    def finish(made: np.ndarray) -> tuple[str, np.ndarray, Sequence[int], Draw]:
         latents = found.restored(made)
-        return "latents", latents, (pixels(field.render(z[None], shape, tile)[0]) for z in latents)
+        return "latents", latents, shape, lambda i, file: draw(file, field, latents[i], shape, tile)
 
     return finish
