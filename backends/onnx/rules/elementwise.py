@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from planform.compiler.ops.contract import At
+from planform.compiler.ops.elementwise import Constant
 from planform.compiler.types import TensorType, alignment, promote
 
 from ..emitter import is_weight
@@ -49,13 +50,24 @@ def simple(m: Emitter, node: Node, *inputs: ir.Value) -> ir.Value:
         both = len(images) == 2 and node.op.name == "add"
         given = [m.turned(x) if x in images else x for x in inputs]
         return m.turned_back(m.op(_NAMES[node.op.name], *((in_8_bits(m, x) for x in given) if both else given)))
-    t = node.output.type
-    if t.is_float and all(is_weight(x) for x in inputs):  # known when the file is written
-        at = At(tuple(v.type for v in node.inputs), (t,))
-        sizes = [int(s) for s in t.sizes]  # type: ignore[arg-type]
-        return m.fold(f":{node.op.name}", sizes, lambda *arrays: node.op.reference(at, *arrays), *inputs)
-    floats = t.dtype if getattr(node.op, "floats", False) else None
+    if node.op.name == "mul" and (found := _scaled(m, *inputs)):
+        return found
+    floats = node.output.type.dtype if getattr(node.op, "floats", False) else None
     return m.op(_NAMES[node.op.name], *operands(m, node, *inputs, dtype=floats))
+
+
+def _scaled(m: Emitter, *inputs: ir.Value) -> ir.Value | None:
+    """A weight times a number, when the file is written."""
+    for weight, number in (inputs, inputs[::-1]):
+        made = m.made.get(number)
+        if made and isinstance(made.op, Constant) and is_weight(weight) and weight.shape:
+            by = made.op.value  # in the name too: a matrix has the same one however the rest is stored
+            return m.fold(f"*{by!r}", weight.shape.numpy(), partial(_times, by), weight)
+    return None
+
+
+def _times(by: float, a: np.ndarray) -> np.ndarray:
+    return a * a.dtype.type(by)  # type: ignore[no-any-return]
 
 
 @rule("rsqrt")
