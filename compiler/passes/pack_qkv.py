@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from ..ir import Graph, Node, Value
+from ..ir import Graph, Node
 from ..ops.attention import Attend, AttendCached, AttendLocal, Rope
 from ..ops.linear import Linear, LinearPacked
 from ..ops.norm import LayerNorm, RmsNorm
@@ -33,9 +33,9 @@ class PackQkv(Pass):
         for node in graph.nodes:
             if not isinstance(node.op, (Attend, AttendCached, AttendLocal)):
                 continue
-            found = [_projection(v, node, matcher) for v in node.inputs[:3]]
-            group = _largest_group([n for n in found if isinstance(n, Node)])
-            reason = _objection(group, found, graph, matcher)
+            ways = [matcher.way(v, node, (Linear,), _THROUGH) for v in node.inputs[:3]]
+            group = _largest_group([way[0] for way in ways if not isinstance(way, str)])
+            reason = _objection(group, ways, matcher)
             if reason or any(n in packed for n in group):
                 trace.missed(self.name, node, reason or "the projections are packed already")
                 continue
@@ -46,19 +46,6 @@ class PackQkv(Pass):
             return graph
         nodes = [packed.get(n, n) for n in graph.nodes]
         return in_order(replace(graph, nodes=tuple(n for n in nodes if n is not None)))
-
-
-def _projection(value: Value, user: Node, matcher: Matcher) -> Node | str:
-    """The `linear` that an operand of attention comes from, or why there is none."""
-    while True:
-        node = matcher.producers.get(value)
-        if node is None or not isinstance(node.op, (Linear, *_THROUGH)):
-            return f"%{value.name} is " + (f"made by `{node.op.name}`" if node else "from outside")
-        if use := matcher.other_use(value, user):
-            return f"%{value.name} is also used by {use}"
-        if isinstance(node.op, Linear):
-            return node
-        value, user = node.inputs[0], node
 
 
 def _key(node: Node) -> tuple[object, ...]:
@@ -72,21 +59,15 @@ def _largest_group(nodes: list[Node]) -> list[Node]:
     return max(groups, key=len, default=[])
 
 
-def _objection(group: list[Node], found: list[Node | str], graph: Graph, matcher: Matcher) -> str | None:
+def _objection(group: list[Node], ways: list[list[Node] | str], matcher: Matcher) -> str | None:
     if len(group) < 2:
-        reasons = [n for n in found if isinstance(n, str)]
+        reasons = [way for way in ways if isinstance(way, str)]
         return (
             reasons[0]
             if reasons
             else "the projections read different inputs, sum over different dims or differ in bias"
         )
-    for node in group:
-        for weight in node.inputs[1:]:
-            if weight not in graph.inputs:
-                return f"%{weight.name} is computed"
-            if use := matcher.other_use(weight, node):
-                return f"%{weight.name} is also used by {use}"
-    return None
+    return next(filter(None, (matcher.not_its_own(node.inputs[1:], node) for node in group)), None)
 
 
 def _pack(group: list[Node]) -> Node:

@@ -10,13 +10,15 @@ which is what near misses are made of.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..ir import Graph, Node, Value
 from ..ops.contract import Op
 from ..ops.elementwise import Constant
+
+Kinds = tuple[type[Op], ...]
 
 _COMMUTATIVE = {"add", "mul", "maximum", "minimum", "equal", "logical_and"}
 
@@ -133,6 +135,7 @@ class Matcher:
         self.producers = graph.producers()
         self.users = graph.users()
         self.outputs = {v: k for k, v in reversed(graph.outputs.items())}
+        self.inputs = frozenset(graph.inputs)
 
     def match(self, pattern: OpPattern, node: Node) -> Match | None:
         """The match with `node` at the root, possibly with failures; None where the root is another op."""
@@ -147,6 +150,29 @@ class Matcher:
             return None
         where = f" at {others[0].origin.path}" if others[0].origin.path else ""
         return f"`{others[0].op.name}`{where}"
+
+    def way(self, value: Value, user: Node, to: Kinds, through: Kinds) -> list[Node] | str:
+        """What an operand comes from: a node of the kinds `to`, then those of `through` that stand between, each by its
+        first operand, where nothing else uses any of it; or, in words, why there is none."""
+        found: list[Node] = []
+        while not found or isinstance(found[0].op, through):
+            node = self.producers.get(value)
+            if node is None or not isinstance(node.op, (*to, *through)):
+                return f"%{value.name} is " + (f"made by `{node.op.name}`" if node else "from outside")
+            if use := self.other_use(value, user):
+                return f"%{value.name} is also used by {use}"
+            found.insert(0, node)
+            value, user = node.inputs[0], node
+        return found
+
+    def not_its_own(self, weights: Iterable[Value], node: Node) -> str | None:
+        """Which of a node's weights is computed or serves elsewhere too, in words; None where none does."""
+        for weight in weights:
+            if weight not in self.inputs:
+                return f"%{weight.name} is computed"
+            if use := self.other_use(weight, node):
+                return f"%{weight.name} is also used by {use}"
+        return None
 
     def _node(self, pattern: OpPattern, node: Node, m: Match) -> Match:
         m = replace(m, nodes=(*m.nodes, node))

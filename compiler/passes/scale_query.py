@@ -31,7 +31,7 @@ class ScaleQuery(Pass):
         for node in graph.nodes:
             if not isinstance(node.op, (Attend, AttendCached, AttendLocal)) or node.op.scale == 1:
                 continue
-            way = _way(node, graph, matcher)
+            way = _way(node, matcher)
             if isinstance(way, str):
                 trace.missed(self.name, node, way)
                 continue
@@ -51,26 +51,17 @@ class ScaleQuery(Pass):
         )
 
 
-def _way(attention: Node, graph: Graph, matcher: Matcher) -> list[Node] | str:
+def _way(attention: Node, matcher: Matcher) -> list[Node] | str:
     """What the query comes from, a product first; or why it can't be scaled there."""
-    way = [attention]
-    while isinstance(way[0].op, Rope) or way[0] is attention:
-        value, user = way[0].inputs[0], way[0]
-        made = matcher.producers.get(value)
-        if made is None or not isinstance(made.op, (Rope, Linear, LinearPacked)):
-            return f"%{value.name} is " + (f"made by `{made.op.name}`" if made else "from outside")
-        if user.inputs.count(value) > 1:
-            return f"%{value.name} is more than the query"
-        if use := matcher.other_use(value, user):
-            return f"%{value.name} is also used by {use}"
-        way.insert(0, made)
-    for i in _weights(way[0], way[1].inputs[0]):
-        weight = way[0].inputs[i]
-        if weight not in graph.inputs:
-            return f"%{weight.name} is computed"
-        if use := matcher.other_use(weight, way[0]):
-            return f"%{weight.name} is also used by {use}"
-    return way[:-1]
+    query = attention.inputs[0]
+    if attention.inputs.count(query) > 1:
+        return f"%{query.name} is more than the query"
+    way = matcher.way(query, attention, (Linear, LinearPacked), (Rope,))
+    if isinstance(way, str):
+        return way
+    product, *after = (*way, attention)
+    weights = [product.inputs[i] for i in _weights(product, after[0].inputs[0])]
+    return matcher.not_its_own(weights, product) or way
 
 
 def _weights(product: Node, result: Value) -> list[int]:
