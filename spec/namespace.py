@@ -45,7 +45,8 @@ def check_namespace(spec: Spec, found: Diagnostics) -> None:
         define(graph.name, "a graph", graph.span, everywhere)
     for used in spec.uses.values():
         define(used.name, "a used spec", used.span, everywhere)
-    for name in (spec.train.values.get("targets") or {}) if spec.train else ():
+    targets = spec.train.values.get("targets") if spec.train else None
+    for name in targets if isinstance(targets, dict) else ():  # the schema reports what is no mapping
         define(name, "a slow copy", spec.train.spans[f"targets.{name}"], everywhere)  # type: ignore[union-attr]
     for graph in spec.graphs.values():
         scope: dict[str, tuple[str, Span]] = {}
