@@ -130,32 +130,38 @@ def plain_head(x: Any, table: Any, targets: Any, cap: float | None) -> jax.Array
     return jnp.sum(jnp.where(targets >= 0, nats, 0)) / jnp.maximum(jnp.sum(targets >= 0), 1)
 
 
+LOOKS = ("gather", "compare")
+
+
+@pytest.mark.parametrize("look", LOOKS)
 @pytest.mark.parametrize(("chunks", "cap"), [(1, None), (1, 1.5), (2, 1.5), (3, 2 * MOST), (6, None)])
-def test_the_loss_head_in_any_number_of_chunks(chunks: int, cap: float | None) -> None:
+def test_the_loss_head_in_any_number_of_chunks(chunks: int, cap: float | None, look: str) -> None:
     targets = jnp.asarray(np.random.default_rng(0).integers(-1, 9, (2, 6)))
     with jax.enable_x64(True):
         x, table = normal(2, 6, 4), normal(9, 4)
         want = jax.value_and_grad(lambda x, t: 3 * plain_head(x, t, targets, cap), (0, 1))(x, table)
-        got = jit(jax.value_and_grad(lambda x, t: 3 * head(x, t, targets, cap, chunks), (0, 1)))(x, table)
-        alone = jit(lambda x, t: head(x, t, targets, cap, chunks))(x, table)
+        got = jit(jax.value_and_grad(lambda x, t: 3 * head(x, t, targets, cap, chunks, look), (0, 1)))(x, table)
+        alone = jit(lambda x, t: head(x, t, targets, cap, chunks, look))(x, table)
         assert relative(alone, want[0] / 3) < 1e-12
         for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
             assert relative(a, b) < 1e-12
 
 
-def test_no_target_at_all_is_no_loss_and_no_gradient() -> None:
+@pytest.mark.parametrize("look", LOOKS)
+def test_no_target_at_all_is_no_loss_and_no_gradient(look: str) -> None:
     x, table = normal(2, 4, 3).astype(jnp.float32), normal(5, 3).astype(jnp.float32)
-    f = jax.value_and_grad(lambda x, t: head(x, t, jnp.full((2, 4), -1), 30.0, 2), (0, 1))
+    f = jax.value_and_grad(lambda x, t: head(x, t, jnp.full((2, 4), -1), 30.0, 2, look), (0, 1))
     value, grads = jit(f)(x, table)
     assert value == 0
     assert all(not g.any() for g in grads)
 
 
-def test_the_loss_head_keeps_no_logits() -> None:
+@pytest.mark.parametrize("look", LOOKS)
+def test_the_loss_head_keeps_no_logits(look: str) -> None:
     # 512 rows of 4096 classes are 8 MiB; in 16 chunks a step must get by with far less.
     x, table = jnp.zeros((4, 128, 8)), jnp.zeros((4096, 8))
     targets = jnp.zeros((4, 128), jnp.int32)
-    step = jit(jax.grad(lambda x, t: head(x, t, targets, 30.0, 16), (0, 1)))
+    step = jit(jax.grad(lambda x, t: head(x, t, targets, 30.0, 16, look), (0, 1)))
     assert step.lower(x, table).compile().memory_analysis().temp_size_in_bytes < 4 << 20
 
 

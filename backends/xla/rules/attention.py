@@ -18,22 +18,36 @@ from .contract import Call, Default, rule
 
 
 def angles(call: Call, position: Any, half: int, base: float) -> tuple[jax.Array, jax.Array]:
-    """(cos, sin) of the rotary angles, [.., time, 1, half]; every layer shares them."""
+    """(cos, sin) of the rotary angles, [.., time, 1, half]; every layer shares them.
+
+    Those of 0, 1, 2 .. are constants: XLA on CPUs would compute them in each product's operand, for each head anew.
+    """
     key = ("rope", id(position), half, base)
     if key not in call.shared:
         wide = DTYPES[call.policy.wide]
-        if isinstance(position, Default):
-            where = jnp.arange(position.type.shape({})[-1]) if position.kind == "iota" else position.array()
+        time = position.type.shape({})[-1] if isinstance(position, Default) and position.kind == "iota" else None
+        if time is not None and time * half <= CONSTANT:
+            turned = ops.rope_angles(np.arange(time), half, base)[:, None]
+            cos, sin = (jnp.asarray(f(turned), wide) for f in (np.cos, np.sin))
         else:
-            where = position
-        parts = [
-            ((where >> shift) & 255)[..., None].astype(wide) * turn.astype(wide) for shift, turn in _turns(half, base)
-        ]
-        angle = functools.reduce(operator.add, parts)[..., None, :]
+            if isinstance(position, Default):
+                where = jnp.arange(time) if time is not None else position.array()
+            else:
+                where = position
+            parts = [
+                ((where >> shift) & 255)[..., None].astype(wide) * turn.astype(wide)
+                for shift, turn in _turns(half, base)
+            ]
+            angle = functools.reduce(operator.add, parts)[..., None, :]
+            cos, sin = jnp.cos(angle), jnp.sin(angle)
         # The position is kept beside its angles, so that its id is no other value's.
-        call.shared[key] = (jnp.cos(angle), jnp.sin(angle), position)
+        call.shared[key] = (cos, sin, position)
     cos, sin, _ = call.shared[key]
     return cos, sin
+
+
+CONSTANT = 1 << 20
+"""The most angles that a program holds: 8,192 positions of heads of 256."""
 
 
 def _turns(half: int, base: float) -> list[tuple[int, np.ndarray]]:
@@ -52,10 +66,15 @@ def rope(call: Call, x: jax.Array, position: Any) -> jax.Array:
 
 @jax.custom_vjp
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """x with its pairs (i, i + half) turned by the angles; turned back, for the gradient."""
+    """x with its pairs (i, i + half) turned by the angles; turned back, for the gradient.
+
+    As a sum over whole heads, which XLA on CPUs computes in vectors, as it doesn't a concatenation of sums.
+    """
     half = cos.shape[-1]
-    a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin, rest], -1).astype(x.dtype)
+    pairs, rest = x[..., : 2 * half], x[..., 2 * half :]
+    cos, sin = jnp.concatenate([cos, cos], -1), jnp.concatenate([-sin, sin], -1)
+    turned = (pairs * cos + jnp.roll(pairs, half, -1) * sin).astype(x.dtype)
+    return jnp.concatenate([turned, rest], -1) if rest.shape[-1] else turned
 
 
 rotate.defvjp(

@@ -48,14 +48,8 @@ def transposed(y: jax.Array, w: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def outer(x: jax.Array, y: jax.Array) -> jax.Array:
-    """x^T y for x [.., k] and y [.., n] -> [k, n].
-
-    A narrow x is transposed first, which the faster product wants; a wide one would cost more than it gains, and so
-    would a very narrow one, whose product is soon done.
-    """
+    """x^T y for x [.., k] and y [.., n] -> [k, n]."""
     rows = tuple(range(x.ndim - 1))
-    if x.ndim == 2 and 128 < x.shape[1] <= y.shape[1]:
-        return lax.dot(lax.optimization_barrier(x.T), y)  # else XLA folds the two together again
     return lax.dot_general(x, y, ((rows, rows), ((), ())))
 
 

@@ -38,7 +38,8 @@ def count_targets(call: Call, targets: jax.Array) -> jax.Array:
 def linear_cross_entropy(call: Call, x: jax.Array, table: jax.Array, targets: jax.Array) -> jax.Array:
     compute = DTYPES[call.policy.compute]
     x, targets = apart(call, x, -2), apart(call, targets, -1)
-    return head(x.astype(compute), table.astype(compute), targets, call.op.softcap, pieces(call, x, table))
+    look = "gather" if call.policy.platform == "cpu" and call.devices(call.inputs[1], 0) == 1 else "compare"
+    return head(x.astype(compute), table.astype(compute), targets, call.op.softcap, pieces(call, x, table), look)
 
 
 def apart(call: Call, a: jax.Array, axis: int) -> jax.Array:
@@ -62,18 +63,21 @@ def divisor(n: int, least: int) -> int:
     return next(c for c in range(max(min(least, n), 1), n + 1) if n % c == 0)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def head(x: jax.Array, table: jax.Array, targets: jax.Array, softcap: float | None, chunks: int) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def head(
+    x: jax.Array, table: jax.Array, targets: jax.Array, softcap: float | None, chunks: int, look: str
+) -> jax.Array:
     """cross_entropy(softcap(x table^T), targets), the rows in `chunks` parts along x's last axis but one.
 
-    x [.., time, d], table [vocab, d], targets int[.., time]. Differentiated, it computes the gradients while
-    the chunk's logits exist, so none are kept and none are computed twice.
+    x [.., time, d], table [vocab, d], targets int[.., time]; `look` is how a target's logit is found: "gather" or
+    "compare". Differentiated, it computes the gradients while the chunk's logits exist, so none are kept and none
+    are computed twice.
     """
 
     def one(total: jax.Array, part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         xc, tc = part
         z, _ = _logits(xc, table, softcap)
-        nats = jax.nn.logsumexp(z, -1) - jnp.sum(jnp.where(_hits(z, tc), z, 0), -1)
+        nats = jax.nn.logsumexp(z, -1) - _picked(z, tc, look)
         return total + jnp.sum(jnp.where(tc >= 0, nats, 0)), None
 
     total, _ = lax.scan(one, jnp.zeros((), wide(x)), (parts(x, chunks, -2), parts(targets, chunks, -1)))
@@ -81,7 +85,7 @@ def head(x: jax.Array, table: jax.Array, targets: jax.Array, softcap: float | No
 
 
 def _forward(
-    x: jax.Array, table: jax.Array, targets: jax.Array, softcap: float | None, chunks: int
+    x: jax.Array, table: jax.Array, targets: jax.Array, softcap: float | None, chunks: int, look: str
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     weight = (1 / jnp.maximum(jnp.sum(targets >= 0), 1)).astype(wide(x))
 
@@ -95,7 +99,7 @@ def _forward(
             e = jnp.exp(z - high)
         mass = jnp.sum(e, -1, keepdims=True)
         hit, valid = _hits(z, tc), tc >= 0
-        nats = (jnp.log(mass) + high)[..., 0] - jnp.sum(jnp.where(hit, z, 0), -1)
+        nats = (jnp.log(mass) + high)[..., 0] - _picked(z, tc, look)
         scale = jnp.where(valid, weight, 0)[..., None]
         dz = e * (scale / mass) - jnp.where(hit, scale, 0)
         if tanh is not None:
@@ -122,7 +126,9 @@ def _forward(
     return total * weight, (dx, dtable.T.astype(table.dtype))
 
 
-def _backward(softcap: float | None, chunks: int, kept: tuple[jax.Array, jax.Array], g: jax.Array):  # type: ignore[no-untyped-def]
+def _backward(  # type: ignore[no-untyped-def]
+    softcap: float | None, chunks: int, look: str, kept: tuple[jax.Array, jax.Array], g: jax.Array
+):
     dx, dtable = kept
     return (dx * g).astype(dx.dtype), (dtable * g).astype(dtable.dtype), None
 
@@ -146,6 +152,15 @@ def _logits(x: jax.Array, table: jax.Array, softcap: float | None) -> tuple[jax.
     return softcap * tanh, tanh
 
 
+def _picked(z: jax.Array, targets: jax.Array, look: str) -> jax.Array:
+    """The targets' logits, 0 without a target: by a gather, which CPUs are quicker with, or by a comparison of all,
+    which a vocab-sharded table splits and accelerators fuse into the sum beside it."""
+    if look == "gather":
+        at = jnp.maximum(targets, 0)[..., None]
+        return jnp.where(targets >= 0, jnp.take_along_axis(z, at, -1)[..., 0], 0)
+    return jnp.sum(jnp.where(_hits(z, targets), z, 0), -1)
+
+
 def _hits(z: jax.Array, targets: jax.Array) -> jax.Array:
-    """Where a logit is its row's target: a comparison, which a vocab-sharded table splits without a gather."""
+    """Where a logit is its row's target."""
     return lax.broadcasted_iota(targets.dtype, z.shape, z.ndim - 1) == targets[..., None]
