@@ -35,7 +35,12 @@ TUNABLES = (  # glibc's name, value, and the older variable by which a user may 
     ("glibc.malloc.mmap_max", "0", "MALLOC_MMAP_MAX_"),
     ("glibc.malloc.trim_threshold", "20000000000", "MALLOC_TRIM_THRESHOLD_"),
     ("glibc.malloc.arena_max", "1", "MALLOC_ARENA_MAX"),
+    ("glibc.malloc.tcache_count", "0", None),
+    ("glibc.malloc.mxfast", "0", None),
 )
+
+DISPATCH = "JAX_CPU_ENABLE_ASYNC_DISPATCH"
+"""Whether a step runs in a thread of JAX's own, which may start the next one before the last one's memory is free."""
 
 
 def cpu_environment(devices: int = 1, given: Mapping[str, str] = os.environ) -> dict[str, str]:
@@ -48,24 +53,32 @@ def cpu_environment(devices: int = 1, given: Mapping[str, str] = os.environ) -> 
     XLA allocates a step's buffers anew at each step. With GLIBC_TUNABLES, malloc asks for huge pages
     (hugetlb) and keeps freed memory instead of giving it back and having it zeroed again (mmap_max,
     trim_threshold): also what XLA's own threads allocate, which only malloc's main arena can keep
-    (arena_max). Measured with `python -m tests.benchmarks.environment --rounds 9 --steps 3`: a training step
-    of a transformer of 1.8M parameters on 2 cores of an EPYC (Zen 4), glibc 2.36, transparent huge pages on
-    "madvise"; compared round by round, with 95% bootstrap intervals.
+    (arena_max). What is kept must be found again: small blocks that lie in caches of their own aren't joined to
+    the large ones around them, and the next step's buffer, which has the size of the last one's, is put
+    elsewhere (tcache_count, mxfast); nor does it find what another thread hasn't freed yet (`DISPATCH`).
+    Measured with `python -m tests.benchmarks.environment --rounds 5 --steps 3`: a training step of a transformer
+    of 1.8M parameters on 2 cores of a Xeon, glibc 2.36, transparent huge pages on "madvise"; compared round by
+    round, with 95% bootstrap intervals.
 
-    | devices | setting   | page faults | in the kernel | largest memory | speed              |
-    | ------- | --------- | ----------- | ------------- | -------------- | ------------------ |
-    | 1       | as is     | 119,011     | 297 ms        | 886 MB         | 1                  |
-    | 1       | hugetlb   | 724         | 395 ms        | 882 MB         | 0.89 (0.85 - 0.94) |
-    | 1       | keep      | 755         | 78 ms         | 882 MB         | 1.20 (1.03 - 1.31) |
-    | 1       | all four  | 0           | 7 ms          | 2,535 MB       | 1.23 (1.10 - 1.34) |
-    | 2       | as is     | 93,920      | 212 ms        | 805 MB         | 1                  |
-    | 2       | hugetlb   | 1,102       | 403 ms        | 815 MB         | 0.89 (0.85 - 0.96) |
-    | 2       | keep      | 1,093       | 74 ms         | 820 MB         | 1.19 (1.05 - 1.24) |
-    | 2       | all four  | 0           | 5 ms          | 1,159 MB       | 1.25 (1.16 - 1.38) |
+    | devices | setting     | page faults | in the kernel | largest memory | speed              |
+    | ------- | ----------- | ----------- | ------------- | -------------- | ------------------ |
+    | 1       | as is       | 118,903     | 180 ms        | 874 MB         | 1                  |
+    | 1       | hugetlb     | 814         | 454 ms        | 860 MB         | 0.75 (0.69 - 0.85) |
+    | 1       | and kept    | 748         | 203 ms        | 885 MB         | 0.94 (0.82 - 1.09) |
+    | 1       | and one     | 0           | 6 ms          | 1,232 MB       | 1.16 (1.10 - 1.16) |
+    | 1       | and bare    | 0           | 9 ms          | 1,645 MB       | 1.13 (1.07 - 1.15) |
+    | 1       | all         | 0           | 3 ms          | 1,643 MB       | 1.15 (1.10 - 1.18) |
+    | 2       | as is       | 94,511      | 148 ms        | 827 MB         | 1                  |
+    | 2       | hugetlb     | 1,132       | 366 ms        | 825 MB         | 0.86 (0.69 - 0.88) |
+    | 2       | and kept    | 1,123       | 87 ms         | 827 MB         | 1.09 (0.77 - 1.19) |
+    | 2       | and one     | 0           | 2 ms          | 960 MB         | 1.21 (1.19 - 1.25) |
+    | 2       | and bare    | 0           | 0 ms          | 1,141 MB       | 1.20 (1.14 - 1.22) |
+    | 2       | all         | 0           | 0 ms          | 1,140 MB       | 1.23 (1.15 - 1.26) |
 
-    ("keep": hugetlb, mmap_max and trim_threshold.) With one arena, small allocations split the large freed
-    blocks, hence more memory: 1.0 to 1.5 times the peak of `planform train`. Without it a step of a 40M
-    Gemma 2 takes 1.7 or 2.5 s by turns, with it 1.6 s; who has less memory than time sets
+    ("kept": mmap_max, trim_threshold; "one": arena_max; "bare": tcache_count, mxfast; "all": no dispatch either;
+    each with those before it.) Small allocations can still split the large freed blocks, hence now and then twice
+    the memory of a step's buffers: of a 40M Gemma 2 a process took 1.7 or, less often, 2.4 GB, and 2.4 to 4.2 GB
+    without the last two (`python -m tests.evidence gemma2 --only train_memory`). Who has less memory than time sets
     MALLOC_ARENA_MAX.
     """
     added: dict[str, str] = {}
@@ -77,6 +90,8 @@ def cpu_environment(devices: int = 1, given: Mapping[str, str] = os.environ) -> 
     wanted = {FUSION: WITHOUT, **({COUNT: devices} if devices > 1 else {})}
     if more := [f"{name}={value}" for name, value in wanted.items() if name not in flags]:
         added["XLA_FLAGS"] = " ".join(filter(None, (flags, *more)))
+    if DISPATCH not in given:
+        added[DISPATCH] = "0"
     return added
 
 

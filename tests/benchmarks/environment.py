@@ -23,6 +23,8 @@ from typing import Any
 
 import numpy as np
 
+from planform.runtime.environment import DISPATCH
+
 SIZES = {  # vocabulary, width, layers, batch, time
     "small": (256, 192, 4, 16, 256),
     "medium": (8192, 512, 6, 4, 256),
@@ -30,13 +32,20 @@ SIZES = {  # vocabulary, width, layers, batch, time
 
 HUGE = "glibc.malloc.hugetlb=1"
 KEEP = "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=20000000000"
+BARE = "glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0"
 ONE = "glibc.malloc.arena_max=1"
-SETTINGS: dict[str, str] = {
-    "as is": "",
-    "huge": HUGE,
-    "huge+keep": f"{HUGE}:{KEEP}",
-    "huge+keep+one": f"{HUGE}:{KEEP}:{ONE}",
+Setting = tuple[str, bool]
+"""glibc's tunables, and whether JAX dispatches to a thread of its own."""
+
+SETTINGS: dict[str, Setting] = {
+    "as is": ("", True),
+    "huge": (HUGE, True),
+    "keep": (f"{HUGE}:{KEEP}", True),
+    "one": (f"{HUGE}:{KEEP}:{ONE}", True),
+    "bare": (f"{HUGE}:{KEEP}:{ONE}:{BARE}", True),
+    "all": (f"{HUGE}:{KEEP}:{ONE}:{BARE}", False),
 }
+"""Each adds to the one before it."""
 
 
 @dataclass(frozen=True)
@@ -52,21 +61,21 @@ class Sample:
     memory: int
 
 
-def environment(tunables: str, devices: int) -> dict[str, str]:
-    """The environment of a child: the caller's, with the allocator's tunables and the number of CPU
-    devices."""
-    mine = {k: v for k, v in os.environ.items() if k not in ("GLIBC_TUNABLES", "XLA_FLAGS")}
+def environment(setting: Setting, devices: int) -> dict[str, str]:
+    """The environment of a child: the caller's, with the setting and the number of CPU devices."""
+    tunables, apart = setting
+    mine = {k: v for k, v in os.environ.items() if k not in ("GLIBC_TUNABLES", "XLA_FLAGS", DISPATCH)}
     mine |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
-    return mine | ({"GLIBC_TUNABLES": tunables} if tunables else {})
+    return mine | ({"GLIBC_TUNABLES": tunables} if tunables else {}) | ({} if apart else {DISPATCH: "0"})
 
 
 class Child:
     """A process that trains when asked."""
 
-    def __init__(self, size: str, tunables: str, devices: int) -> None:
+    def __init__(self, size: str, setting: Setting, devices: int) -> None:
         self._process = subprocess.Popen(
             [sys.executable, __file__, "--child", size],
-            env=environment(tunables, devices),
+            env=environment(setting, devices),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -92,9 +101,9 @@ class Child:
         self._process.wait()
 
 
-def measure(size: str, settings: dict[tuple[str, int], str], rounds: int, steps: int) -> dict[Any, list[Sample]]:
-    """Samples by setting, one a round; `settings` maps (name, devices) to the allocator's tunables."""
-    children = {key: Child(size, tunables, key[1]) for key, tunables in settings.items()}
+def measure(size: str, settings: dict[tuple[str, int], Setting], rounds: int, steps: int) -> dict[Any, list[Sample]]:
+    """Samples by setting, one a round, by (name, devices)."""
+    children = {key: Child(size, setting, key[1]) for key, setting in settings.items()}
     samples: dict[Any, list[Sample]] = {key: [] for key in children}
     try:
         for _ in range(rounds):

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from planform.runtime import environment
-from planform.runtime.environment import cpu_environment, on_cpu
+from planform.runtime.environment import DISPATCH, cpu_environment, on_cpu
 
 PACKAGE = str(Path(__file__).parents[2] / ".pkg")
-KEEP = "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=20000000000:glibc.malloc.arena_max=1"
+BARE = "glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0"
+KEEP = f"glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=20000000000:glibc.malloc.arena_max=1:{BARE}"
 FAST = f"glibc.malloc.hugetlb=1:{KEEP}"
 COUNT = "--xla_force_host_platform_device_count"
 SAFE = f"{environment.FUSION}={environment.WITHOUT}"
@@ -20,17 +21,18 @@ pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the t
 
 
 def test_what_is_added():
-    assert cpu_environment(1, {}) == {"GLIBC_TUNABLES": FAST, "XLA_FLAGS": SAFE}
-    assert cpu_environment(4, {}) == {"GLIBC_TUNABLES": FAST, "XLA_FLAGS": f"{SAFE} {COUNT}=4"}
+    assert cpu_environment(1, {}) == {"GLIBC_TUNABLES": FAST, "XLA_FLAGS": SAFE, DISPATCH: "0"}
+    assert cpu_environment(4, {}) == {"GLIBC_TUNABLES": FAST, "XLA_FLAGS": f"{SAFE} {COUNT}=4", DISPATCH: "0"}
 
 
 def test_what_the_user_set_stays():
     tunables = "glibc.malloc.hugetlb=0:glibc.malloc.check=1"
-    given = {"GLIBC_TUNABLES": tunables, "XLA_FLAGS": f"{COUNT}=8 {environment.FUSION}="}
+    given = {"GLIBC_TUNABLES": tunables, "XLA_FLAGS": f"{COUNT}=8 {environment.FUSION}=", DISPATCH: "1"}
     assert cpu_environment(2, given) == {"GLIBC_TUNABLES": f"{tunables}:{KEEP}"}
     older = {"MALLOC_MMAP_MAX_": "9", "MALLOC_TRIM_THRESHOLD_": "9", "MALLOC_ARENA_MAX": "9"}
-    assert cpu_environment(1, older) == {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "XLA_FLAGS": SAFE}
-    assert cpu_environment(1, older | given) == {}
+    few = {"GLIBC_TUNABLES": f"glibc.malloc.hugetlb=1:{BARE}", "XLA_FLAGS": SAFE, DISPATCH: "0"}
+    assert cpu_environment(1, older) == few
+    assert cpu_environment(1, older | given) == {"GLIBC_TUNABLES": f"{tunables}:{BARE}"}
     assert cpu_environment(2, {"XLA_FLAGS": "--xla_dump_to=x"})["XLA_FLAGS"] == f"--xla_dump_to=x {SAFE} {COUNT}=2"
 
 
@@ -64,7 +66,7 @@ print(json.dumps([sys.argv[1:], dict(os.environ)]))
 def starts(tmp_path: Path, *arguments: str, **variables: str) -> tuple[int, list[str], dict[str, str]]:
     """How often the script began, and the arguments and the environment it ended up with."""
     (tmp_path / "script.py").write_text(SCRIPT)
-    plain = {k: v for k, v in os.environ.items() if k not in ("GLIBC_TUNABLES", "XLA_FLAGS", environment.GUARD)}
+    plain = {k: v for k, v in os.environ.items() if k not in ("GLIBC_TUNABLES", "XLA_FLAGS", DISPATCH, environment.GUARD)}
     child = subprocess.run(
         [sys.executable, "-m", "script", *arguments],
         env=plain | {"PYTHONPATH": PACKAGE, "JAX_PLATFORMS": "cpu"} | variables,
@@ -86,13 +88,13 @@ def test_a_command_starts_itself_again_once(tmp_path):
 
 
 def test_not_when_there_is_nothing_to_add(tmp_path):
-    assert starts(tmp_path, "2", GLIBC_TUNABLES=FAST, XLA_FLAGS=f"{SAFE} {COUNT}=8")[0] == 1
+    assert starts(tmp_path, "2", GLIBC_TUNABLES=FAST, XLA_FLAGS=f"{SAFE} {COUNT}=8", **{DISPATCH: "0"})[0] == 1
     assert starts(tmp_path, "2", JAX_PLATFORMS="tpu")[0] == 1
 
 
 def test_a_command_within_a_command_gets_its_own_number(tmp_path):
     _, _, outer = starts(tmp_path, "2", XLA_FLAGS="--xla_dump_to=x")
-    ours = {name: outer[name] for name in ("GLIBC_TUNABLES", "XLA_FLAGS", environment.GUARD)}
+    ours = {name: outer[name] for name in ("GLIBC_TUNABLES", "XLA_FLAGS", DISPATCH, environment.GUARD)}
     count, _, inner = starts(tmp_path, "4", **ours)
     assert count == 2 and inner["XLA_FLAGS"] == f"--xla_dump_to=x {SAFE} {COUNT}=4"
     assert inner["GLIBC_TUNABLES"] == FAST
@@ -106,7 +108,7 @@ def test_jax_sees_the_devices(tmp_path):
     script.write_text(
         "from planform.runtime.environment import reexec_with\nreexec_with(3)\nimport jax\nprint(jax.device_count())\n"
     )
-    plain = {k: v for k, v in os.environ.items() if k not in ("GLIBC_TUNABLES", "XLA_FLAGS", environment.GUARD)}
+    plain = {k: v for k, v in os.environ.items() if k not in ("GLIBC_TUNABLES", "XLA_FLAGS", DISPATCH, environment.GUARD)}
     plain |= {"PYTHONPATH": PACKAGE, "JAX_PLATFORMS": "cpu"}
     out = subprocess.run([sys.executable, str(script)], env=plain, capture_output=True, text=True, check=True)
     assert out.stdout == "3\n"
@@ -119,7 +121,7 @@ def test_sums_over_many_dims(tmp_path):
         "from planform.runtime.environment import reexec_with\nreexec_with(1)\nimport jax, jax.numpy as jnp\n"
         "x, y = jnp.ones((2, 3, 1, 2, 2, 8, 8, 8))\nprint(jax.jit(lambda a, b: jnp.sum(a * b, 3))(x, y).sum())\n"
     )
-    plain = {k: v for k, v in os.environ.items() if k not in ("GLIBC_TUNABLES", "XLA_FLAGS", environment.GUARD)}
+    plain = {k: v for k, v in os.environ.items() if k not in ("GLIBC_TUNABLES", "XLA_FLAGS", DISPATCH, environment.GUARD)}
     plain |= {"PYTHONPATH": PACKAGE, "JAX_PLATFORMS": "cpu"}
     out = subprocess.run([sys.executable, str(script)], env=plain, capture_output=True, text=True, check=True)
     assert out.stdout == "6144.0\n"
