@@ -63,13 +63,19 @@ print(json.dumps([sys.argv[1:], dict(os.environ)]))
 """
 
 
+def plain() -> dict[str, str]:
+    """This process's environment without what `cpu_environment` adds."""
+    added = ("GLIBC_TUNABLES", "XLA_FLAGS", DISPATCH, environment.GUARD)
+    kept = {k: v for k, v in os.environ.items() if k not in added}
+    return kept | {"PYTHONPATH": PACKAGE, "JAX_PLATFORMS": "cpu"}
+
+
 def starts(tmp_path: Path, *arguments: str, **variables: str) -> tuple[int, list[str], dict[str, str]]:
     """How often the script began, and the arguments and the environment it ended up with."""
     (tmp_path / "script.py").write_text(SCRIPT)
-    plain = {k: v for k, v in os.environ.items() if k not in ("GLIBC_TUNABLES", "XLA_FLAGS", DISPATCH, environment.GUARD)}
     child = subprocess.run(
         [sys.executable, "-m", "script", *arguments],
-        env=plain | {"PYTHONPATH": PACKAGE, "JAX_PLATFORMS": "cpu"} | variables,
+        env=plain() | variables,
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -108,9 +114,7 @@ def test_jax_sees_the_devices(tmp_path):
     script.write_text(
         "from planform.runtime.environment import reexec_with\nreexec_with(3)\nimport jax\nprint(jax.device_count())\n"
     )
-    plain = {k: v for k, v in os.environ.items() if k not in ("GLIBC_TUNABLES", "XLA_FLAGS", DISPATCH, environment.GUARD)}
-    plain |= {"PYTHONPATH": PACKAGE, "JAX_PLATFORMS": "cpu"}
-    out = subprocess.run([sys.executable, str(script)], env=plain, capture_output=True, text=True, check=True)
+    out = subprocess.run([sys.executable, str(script)], env=plain(), capture_output=True, text=True, check=True)
     assert out.stdout == "3\n"
 
 
@@ -121,7 +125,5 @@ def test_sums_over_many_dims(tmp_path):
         "from planform.runtime.environment import reexec_with\nreexec_with(1)\nimport jax, jax.numpy as jnp\n"
         "x, y = jnp.ones((2, 3, 1, 2, 2, 8, 8, 8))\nprint(jax.jit(lambda a, b: jnp.sum(a * b, 3))(x, y).sum())\n"
     )
-    plain = {k: v for k, v in os.environ.items() if k not in ("GLIBC_TUNABLES", "XLA_FLAGS", DISPATCH, environment.GUARD)}
-    plain |= {"PYTHONPATH": PACKAGE, "JAX_PLATFORMS": "cpu"}
-    out = subprocess.run([sys.executable, str(script)], env=plain, capture_output=True, text=True, check=True)
+    out = subprocess.run([sys.executable, str(script)], env=plain(), capture_output=True, text=True, check=True)
     assert out.stdout == "6144.0\n"
