@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from planform.backends.xla import Policy, lower, storage
 from planform.backends.xla.rules.attention import MOST, softmax_product
 from planform.backends.xla.rules.batch_norm import normalised
 from planform.backends.xla.rules.field import turned
@@ -16,6 +17,8 @@ from planform.backends.xla.rules.gate import ACTIVATIONS, activate, gated
 from planform.backends.xla.rules.linear import matmul, outer, transposed
 from planform.backends.xla.rules.loss import head
 from planform.backends.xla.rules.norm import scaled_by_rms
+from planform.compiler.elaborate import elaborate
+from planform.spec import load_text
 
 from .xla_graphs import jit, relative
 
@@ -190,3 +193,34 @@ def test_the_products_that_gradients_are_made_of(k: int, n: int) -> None:
         y, w = normal(7, n), normal(k, n, seed=1)
         agree(transposed, lambda y, w: y @ w.T, y, w)
         agree(outer, lambda x, y: x.T @ y, normal(7, k, seed=2), y)
+
+
+BLOCKS = """
+planform: 1
+model: attends
+graphs:
+  attends:
+    inputs:
+      x: float[batch, time, d]
+    body: |
+      y = x >> attention(heads, kv, head_dim, scale=0.3, softcap=5.0, {window}causal=true, position=rope(100))
+          >> linear(1)
+dims: {{d: 16, heads: 4, kv: 2, head_dim: 8}}
+"""
+
+
+@pytest.mark.parametrize("window", ["", "window=200, ", "window=100, "])
+@pytest.mark.parametrize("time", [256, 384, 500])
+def test_causal_attention_in_blocks_of_queries(time: int, window: str) -> None:
+    """What a CPU computes in blocks is what another platform computes at once; 500 has blocks of 250."""
+    graph = elaborate(load_text(BLOCKS.format(window=window)), "attends")
+    rng = np.random.default_rng(0)
+    weights = {n: rng.standard_normal(p.type.shape({})) for n, p in storage(graph, Policy()).items()}
+    x = {"x": rng.standard_normal((2, time, 16))}
+    found = []
+    with jax.enable_x64(True):
+        for platform in ("cpu", "gpu"):
+            f = lower(graph, Policy(platform=platform, compute="f64"))
+            found.append(jit(jax.value_and_grad(lambda w, f=f: jnp.sum(jnp.sin(f(w, x)["y"]))))(weights))
+        for a, b in zip(*map(jax.tree.leaves, found), strict=True):
+            assert relative(a, b) < 1e-12

@@ -98,14 +98,31 @@ def seen(op: Any, pq: jax.Array, pk: jax.Array) -> jax.Array:
 
 @rule(ops.Attend, lazy=Default)
 def attend(call: Call, q: jax.Array, k: jax.Array, v: jax.Array, *given: Any) -> jax.Array:
+    op = call.op
     positions, documents = _where(given)
-    if positions is None:
-        ok = seen(call.op, jnp.arange(q.shape[-3]), jnp.arange(k.shape[-3]))
-    else:
-        ok = seen(call.op, positions, positions)
-    if documents is not None:
-        ok &= documents[..., :, None] == documents[..., None, :]
-    return core(call, q, k, v, ok)
+    queries, keys = (jnp.arange(a.shape[-3]) if positions is None else positions for a in (q, k))
+
+    def part(rows: slice, columns: slice) -> jax.Array:
+        """What these queries get from these keys."""
+        ok = seen(op, queries[..., rows], keys[..., columns])
+        if documents is not None:
+            ok &= documents[..., rows, None] == documents[..., None, columns]
+        return core(call, q[..., rows, :, :], k[..., columns, :, :], v[..., columns, :, :], ok)
+
+    n = _causal_blocks(call, q.shape[-3]) if positions is None and q.shape[-3] == k.shape[-3] else 1
+    size = q.shape[-3] // n
+    # A block sees nothing that comes after it, nor what its window has left behind.
+    first = [max(0, i * size - op.window + 1) if op.window else 0 for i in range(n)]
+    blocks = [part(slice(i * size, (i + 1) * size), slice(first[i], (i + 1) * size)) for i in range(n)]
+    return blocks[0] if n == 1 else jnp.concatenate(blocks, -3)
+
+
+def _causal_blocks(call: Call, time: int) -> int:
+    """How many blocks of queries causal attention is taken in: at most 4 of 128 or more. A CPU computes all scores of a
+    block, those that its mask hides too; an accelerator has kernels that don't."""
+    if not call.op.causal or call.policy.platform != "cpu" or call.devices(call.inputs[0], -3) > 1:
+        return 1
+    return max((n for n in range(1, min(4, time // 128) + 1) if time % n == 0), default=1)
 
 
 def _where(given: tuple[Any, ...]) -> tuple[jax.Array | None, jax.Array | None]:
