@@ -11,7 +11,7 @@ import pytest
 
 from planform.backends.xla import Policy, lower, storage
 from planform.backends.xla.rules.attention import MOST, softmax_product
-from planform.backends.xla.rules.batch_norm import normalised
+from planform.backends.xla.rules.batch_norm import Total, by_product, by_sum, normalised
 from planform.backends.xla.rules.field import turned
 from planform.backends.xla.rules.gate import ACTIVATIONS, activate, gated
 from planform.backends.xla.rules.linear import matmul, outer, transposed
@@ -72,20 +72,34 @@ def plain_batch_norm(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Arr
     return (x - m) / jnp.sqrt(v + 1e-3) * scale + bias + jnp.sin(m) * v  # the statistics have gradients too
 
 
+TOTALS = pytest.mark.parametrize("total", [by_sum, by_product])
+
+
+@TOTALS
 @pytest.mark.parametrize("mean", [0.0, 50.0])
-def test_batch_norm(mean: float) -> None:
+def test_batch_norm(mean: float, total: Total) -> None:
     def ours(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
-        y, m, v = normalised(1e-3, x, scale, bias)
+        y, m, v = normalised(1e-3, total, x, scale, bias)
         return y + jnp.sin(m) * v
 
     with jax.enable_x64(True):
         agree(ours, plain_batch_norm, normal(2, 9, 4) + mean, normal(4), normal(4, seed=1), tolerance=1e-9)
 
 
-def test_batch_norm_keeps_the_variance_where_the_mean_is_far() -> None:
+@TOTALS
+def test_batch_norm_keeps_the_variance_where_the_mean_is_far(total: Total) -> None:
     x = np.float32(3000) + np.random.default_rng(0).standard_normal((1, 4096, 3)).astype(np.float32)
-    _, _, v = jit(lambda x: normalised(1e-5, x, jnp.ones(3), jnp.zeros(3)))(x)
+    _, _, v = jit(lambda x: normalised(1e-5, total, x, jnp.ones(3), jnp.zeros(3)))(x)
     assert relative(v[0], x.astype(np.float64).var(1)) < 1e-5
+
+
+@pytest.mark.parametrize("rows", [(100,), (7, 9), (50, 56, 56)])
+def test_sums_by_products(rows: tuple[int, ...]) -> None:
+    """Of as many rows as a product in one piece would lose digits over."""
+    x = np.random.default_rng(0).uniform(0, 1, (2, *rows, 3)).astype(np.float32)
+    found = jit(by_product)(x)
+    assert found.shape == (2, *[1] * len(rows), 3)
+    assert relative(found.reshape(2, 3), x.astype(np.float64).reshape(2, -1, 3).sum(1)) < 1e-6
 
 
 # -- attention ---------------------------------------------------------------------------------------------
