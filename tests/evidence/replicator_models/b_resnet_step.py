@@ -15,8 +15,8 @@ AIM = 2.0
     "replicator_models",
     "resnet_step",
     "ResNet-50's training step (loss and gradients, batch 8, 224 x 224, float32, CPU): at least 2 x the same network "
-    "written in flax, with our flags and with XLA's own; transformers' in torch beside it; rounds in turn, all with the "
-    "allocator of `planform train`",
+    "written in flax, with our flags and with XLA's own; transformers' in torch beside it; rounds in turn, all with "
+    "the allocator of `planform train`",
     7,
 )
 def resnet_step() -> tuple[Any, bool | str]:
