@@ -23,27 +23,29 @@ from typing import Any
 
 import numpy as np
 
-from planform.runtime.environment import DISPATCH
+from planform.runtime.environment import DISPATCH, TUNABLES
 
 SIZES = {  # vocabulary, width, layers, batch, time
     "small": (256, 192, 4, 16, 256),
     "medium": (8192, 512, 6, 4, 256),
 }
 
-HUGE = "glibc.malloc.hugetlb=1"
-KEEP = "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=20000000000"
-BARE = "glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0"
-ONE = "glibc.malloc.arena_max=1"
 Setting = tuple[str, bool]
 """glibc's tunables, and whether JAX dispatches to a thread of its own."""
 
+
+def first(n: int) -> str:
+    """The first n of the tunables that commands run with."""
+    return ":".join(f"{name}={value}" for name, value, _ in TUNABLES[:n])
+
+
 SETTINGS: dict[str, Setting] = {
     "as is": ("", True),
-    "huge": (HUGE, True),
-    "keep": (f"{HUGE}:{KEEP}", True),
-    "one": (f"{HUGE}:{KEEP}:{ONE}", True),
-    "bare": (f"{HUGE}:{KEEP}:{ONE}:{BARE}", True),
-    "all": (f"{HUGE}:{KEEP}:{ONE}:{BARE}", False),
+    "huge": (first(1), True),
+    "keep": (first(3), True),
+    "one": (first(4), True),
+    "bare": (first(6), True),
+    "all": (first(6), False),
 }
 """Each adds to the one before it."""
 

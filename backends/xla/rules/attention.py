@@ -30,10 +30,8 @@ def angles(call: Call, position: Any, half: int, base: float) -> tuple[jax.Array
             turned = ops.rope_angles(np.arange(time), half, base)[:, None]
             cos, sin = (jnp.asarray(f(turned), wide) for f in (np.cos, np.sin))
         else:
-            if isinstance(position, Default):
-                where = jnp.arange(time) if time is not None else position.array()
-            else:
-                where = position
+            where = position if time is None else jnp.arange(time)
+            where = where.array() if isinstance(where, Default) else where
             parts = [
                 ((where >> shift) & 255)[..., None].astype(wide) * turn.astype(wide)
                 for shift, turn in _turns(half, base)
@@ -118,8 +116,8 @@ def attend(call: Call, q: jax.Array, k: jax.Array, v: jax.Array, *given: Any) ->
 
 
 def _causal_blocks(call: Call, time: int) -> int:
-    """How many blocks of queries causal attention is taken in: at most 4 of 128 or more. A CPU computes all scores of a
-    block, those that its mask hides too; an accelerator has kernels that don't."""
+    """How many blocks of queries causal attention is taken in: at most 4 of 128 or more, on CPUs, where a score less is
+    time less; that an accelerator gains by smaller products isn't measured."""
     if not call.op.causal or call.policy.platform != "cpu" or call.devices(call.inputs[0], -3) > 1:
         return 1
     return max((n for n in range(1, min(4, time // 128) + 1) if time % n == 0), default=1)

@@ -80,7 +80,7 @@ def _forward(
 
 def _backward(epsilon: float, total: Total, kept: tuple[jax.Array, ...], above: Three) -> Three:
     (x, scale, m, r), (dy, dm, dv) = kept, above
-    count = x.size // m.size
+    count = math.prod(x.shape[1:-1])
     plain, along = (total(a) for a in (dy, dy * x))
     along -= m * plain
     # dx = scale r (dy - mean of dy - xhat times mean of dy xhat), and what flows into the statistics themselves.

@@ -25,8 +25,7 @@ def _mean(loss: jax.Array, targets: jax.Array) -> jax.Array:
 def cross_entropy(call: Call, logits: jax.Array, targets: jax.Array) -> jax.Array:
     if call.inputs[1].is_float:
         return -jnp.mean(jnp.sum(targets * jax.nn.log_softmax(logits, -1), -1))
-    picked = jnp.take_along_axis(logits, jnp.maximum(targets, 0)[..., None], -1)[..., 0]
-    return _mean(jax.nn.logsumexp(logits, -1) - picked, targets)
+    return _mean(jax.nn.logsumexp(logits, -1) - _picked(logits, targets, "gather"), targets)
 
 
 @rule(ops.CountTargets)
