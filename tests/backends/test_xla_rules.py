@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -10,14 +11,17 @@ import numpy as np
 import pytest
 
 from planform.backends.xla import Policy, lower, storage
+from planform.backends.xla.rules import attention
 from planform.backends.xla.rules.attention import MOST, softmax_product
 from planform.backends.xla.rules.batch_norm import Total, by_product, by_sum, normalised
+from planform.backends.xla.rules.contract import Default
 from planform.backends.xla.rules.field import turned
 from planform.backends.xla.rules.gate import ACTIVATIONS, activate, gated
 from planform.backends.xla.rules.linear import matmul, outer, transposed
 from planform.backends.xla.rules.loss import head
 from planform.backends.xla.rules.norm import scaled_by_rms
 from planform.compiler.elaborate import elaborate
+from planform.compiler.types import Dim, TensorType
 from planform.spec import load_text
 
 from .xla_graphs import jit, relative
@@ -207,6 +211,19 @@ def test_the_products_that_gradients_are_made_of(k: int, n: int) -> None:
         y, w = normal(7, n), normal(k, n, seed=1)
         agree(transposed, lambda y, w: y @ w.T, y, w)
         agree(outer, lambda x, y: x.T @ y, normal(7, k, seed=2), y)
+
+
+@pytest.mark.parametrize("most", [attention.CONSTANT, 0])
+def test_angles_of_positions_by_default_are_those_of_the_same_positions_given(
+    most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Absolute ones, which attention's scores wouldn't tell: those of 0 are no turn at all."""
+    monkeypatch.setattr(attention, "CONSTANT", most)
+    by_default = Default("iota", TensorType("i32", (Dim("time", 300),)))
+    call: Any = SimpleNamespace(policy=Policy(), shared={})
+    for found, given in zip(*(attention.angles(call, p, 8, 100.0) for p in (by_default, jnp.arange(300)))):
+        assert found.shape == given.shape == (300, 1, 8)
+        assert np.abs(found - given).max() < 1e-5
 
 
 BLOCKS = """

@@ -152,11 +152,10 @@ def _logits(x: jax.Array, table: jax.Array, softcap: float | None) -> tuple[jax.
 
 
 def _picked(z: jax.Array, targets: jax.Array, look: str) -> jax.Array:
-    """The targets' logits, 0 without a target: by a gather, which CPUs are quicker with, or by a comparison of all,
-    which a vocab-sharded table splits and accelerators fuse into the sum beside it."""
+    """The targets' logits, any number without a target: by a gather, which CPUs are quicker with, or by a comparison of
+    all, which a vocab-sharded table splits and accelerators fuse into the sum beside it."""
     if look == "gather":
-        at = jnp.maximum(targets, 0)[..., None]
-        return jnp.where(targets >= 0, jnp.take_along_axis(z, at, -1)[..., 0], 0)
+        return jnp.take_along_axis(z, jnp.maximum(targets, 0)[..., None], -1)[..., 0]
     return jnp.sum(jnp.where(_hits(z, targets), z, 0), -1)
 
 
