@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from planform.backends.xla import Policy, lower, storage
-from planform.backends.xla.rules import attention
+from planform.backends.xla.rules import attention, linear, norm
 from planform.backends.xla.rules.attention import MOST, softmax_product
 from planform.backends.xla.rules.batch_norm import Total, by_product, by_sum, normalised
 from planform.backends.xla.rules.contract import Default
@@ -63,12 +63,24 @@ def test_products(shape: tuple[int, ...]) -> None:
         agree(matmul, lambda x, w: x @ w.reshape(shape[0], -1), x, w)
 
 
-def test_rms_norm() -> None:
+@pytest.mark.parametrize("copies", [False, True])
+def test_products_of_copies(copies: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "copying", lambda: copies)
+    x, w = normal(5, 130), normal(130, 140)
+    text = jax.jit(jax.grad(lambda w: matmul(x, w).sum())).lower(w).as_text()
+    assert ("optimization_barrier" in text) is copies
+    with jax.enable_x64(True):
+        agree(matmul, jnp.matmul, normal(5, 130), normal(130, 140))
+
+
+@pytest.mark.parametrize("total", [norm.by_sum, norm.by_product])
+@pytest.mark.parametrize("shape", [(8,), (3, 8), (2, 3, 8), (2, 3, 4, 8)])
+def test_rms_norm(total: norm.Total, shape: tuple[int, ...]) -> None:
     def plain(x: jax.Array, scale: jax.Array) -> jax.Array:
         return x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-3) * (1 + scale)
 
     with jax.enable_x64(True):
-        agree(lambda x, s: scaled_by_rms(x, s, 1.0, 1e-3), plain, normal(2, 3, 8), normal(8))
+        agree(lambda x, s: scaled_by_rms(x, s, 1.0, 1e-3, total), plain, normal(*shape), normal(8))
 
 
 def plain_batch_norm(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:

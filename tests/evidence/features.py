@@ -1,10 +1,16 @@
-"""How far the distribution of pictures is from that of real ones: in the features of a small classifier."""
+"""How far the distribution of pictures is from that of real ones: in the features of a classifier."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
+
+from planform.compiler.program import program
+from planform.runtime.run import spec_of_run
 
 
 def frechet(a: np.ndarray, b: np.ndarray) -> float:
@@ -36,3 +42,25 @@ class Features:
     def correct(self, images: np.ndarray, labels: np.ndarray) -> float:
         """The part of pictures that it gives these classes."""
         return float(np.mean(self.net.predict(np.clip(images.reshape(len(images), -1), 0, 1)) == labels))
+
+
+class Residual:
+    """What a trained `resnet_small` sees in pictures [n, 28, 28] of values from 0 to 1: its last features, averaged
+    over the places. `model` is the ONNX file of the run with the outputs `logits` and `features`."""
+
+    def __init__(self, run: Path, model: Path) -> None:
+        given = program(spec_of_run(run)).data.arguments
+        self.mean, self.std = float(given["mean"]), float(given["std"])
+        self.session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        return np.concatenate([f.mean((1, 2), dtype=np.float64) for f in self._run("features", images)])
+
+    def correct(self, images: np.ndarray, labels: np.ndarray) -> float:
+        """The part of pictures that it gives these classes."""
+        return float(np.mean(np.concatenate([r.argmax(-1) for r in self._run("logits", images)]) == labels))
+
+    def _run(self, output: str, images: np.ndarray) -> Iterator[np.ndarray]:
+        seen = ((images.reshape(-1, 28, 28, 1) - self.mean) / self.std).astype(np.float32)
+        for at in range(0, len(seen), 100):
+            yield self.session.run([output], {"image": seen[at : at + 100]})[0]

@@ -15,7 +15,7 @@ BARE = "glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0"
 KEEP = f"glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=20000000000:glibc.malloc.arena_max=1:{BARE}"
 FAST = f"glibc.malloc.hugetlb=1:{KEEP}"
 COUNT = "--xla_force_host_platform_device_count"
-SAFE = f"{environment.FUSION}={environment.WITHOUT}"
+SAFE = f"{environment.FUSION}={environment.WITHOUT} {environment.REGIONS}=true"
 
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the tunables are glibc's")
 
@@ -27,7 +27,11 @@ def test_what_is_added():
 
 def test_what_the_user_set_stays():
     tunables = "glibc.malloc.hugetlb=0:glibc.malloc.check=1"
-    given = {"GLIBC_TUNABLES": tunables, "XLA_FLAGS": f"{COUNT}=8 {environment.FUSION}=", DISPATCH: "1"}
+    given = {
+        "GLIBC_TUNABLES": tunables,
+        "XLA_FLAGS": f"{COUNT}=8 {environment.FUSION}= {environment.REGIONS}=false",
+        DISPATCH: "1",
+    }
     assert cpu_environment(2, given) == {"GLIBC_TUNABLES": f"{tunables}:{KEEP}"}
     older = {"MALLOC_MMAP_MAX_": "9", "MALLOC_TRIM_THRESHOLD_": "9", "MALLOC_ARENA_MAX": "9"}
     few = {"GLIBC_TUNABLES": f"glibc.malloc.hugetlb=1:{BARE}", "XLA_FLAGS": SAFE, DISPATCH: "0"}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -48,9 +50,34 @@ def transposed(y: jax.Array, w: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def outer(x: jax.Array, y: jax.Array) -> jax.Array:
-    """x^T y for x [.., k] and y [.., n] -> [k, n]."""
-    rows = tuple(range(x.ndim - 1))
-    return lax.dot_general(x, y, ((rows, rows), ((), ())))
+    """x^T y for x [.., k] and y [.., n] -> [k, n].
+
+    On CPUs where `copying` pays, of a transposed copy: of a narrow x, as a wide one would cost more than it gains, and
+    so would a very narrow one, whose product is soon done.
+    """
+
+    def plain(x: jax.Array, y: jax.Array) -> jax.Array:
+        rows = tuple(range(x.ndim - 1))
+        return lax.dot_general(x, y, ((rows, rows), ((), ())))
+
+    def copied(x: jax.Array, y: jax.Array) -> jax.Array:
+        return lax.dot(lax.optimization_barrier(x.T), y)  # else XLA folds the two together again
+
+    if x.ndim == 2 and 128 < x.shape[1] <= y.shape[1] and copying():
+        made: jax.Array = lax.platform_dependent(x, y, cpu=copied, default=plain)
+        return made
+    return plain(x, y)
+
+
+@functools.cache
+def copying() -> bool:
+    """Whether this machine's CPU is one of AMD's. XLA gives products of transposed matrices to Eigen and others to
+    YNNPACK, which is faster there, the copy included: of 1,024 rows, 512 by 2,048, 474 GFLOP/s in place of 407 on two
+    cores of Zen 5, and a training step of 40M parameters takes 3.5% less. On a Xeon it took more."""
+    try:
+        return "AuthenticAMD" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
 
 
 Two = tuple[jax.Array, jax.Array]
