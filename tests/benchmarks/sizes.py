@@ -32,6 +32,11 @@ class Size(ABC):
 
     @property
     @abstractmethod
+    def windows(self) -> list[int | None]:
+        """How far back each attending layer sees."""
+
+    @property
+    @abstractmethod
     def dims(self) -> dict[str, int]:
         """Those of the spec."""
 
@@ -69,6 +74,10 @@ class Gemma2(Size):
         return self.layers * (self.attention + self.feed)
 
     @property
+    def windows(self) -> list[int | None]:
+        return [None if i % 2 else self.window for i in range(self.layers)]
+
+    @property
     def dims(self) -> dict[str, int]:
         return {"vocab": self.vocab, "d": self.d, "layers": self.layers, "heads": self.heads, "kv_heads": self.kv,
                 "head_dim": self.head_dim, "ff": self.ff, "window": self.window,
@@ -94,6 +103,10 @@ class RecurrentGemma(Size):
         attending = self.layers // 3
         recurrence = 3 * self.d**2 + 2 * self.d**2 // self.heads
         return attending * self.attention + (self.layers - attending) * recurrence + self.layers * self.feed
+
+    @property
+    def windows(self) -> list[int | None]:
+        return [self.window] * (self.layers // 3)
 
     @property
     def dims(self) -> dict[str, int]:

@@ -44,9 +44,10 @@ def graph_of(s: Size) -> Graph:
 Step = Callable[..., Any]
 
 
-def products(s: Size, rows: int) -> tuple[Step, Callable[[], Any], Any]:
+def products(s: Size, batch: int, time: int) -> tuple[Step, Callable[[], Any], Any]:
     """What no step can do without, and nothing else: the products with its weights, forward and for both gradients,
-    for so many rows (batch * time). Attention's own products are left out, so the limit is on the safe side."""
+    and those of attention, of each query with as many keys as it sees on average."""
+    rows, shared = batch * time, s.heads // s.kv * time
     graph = graph_of(s)
     shapes: dict[str, Any] = {}
     for name, p in storage(graph, Policy()).items():
@@ -68,6 +69,15 @@ def products(s: Size, rows: int) -> tuple[Step, Callable[[], Any], Any]:
         params, m, v, n = state
         value = jnp.zeros(())
         made = {}
+        for i, window in enumerate(s.windows):
+            keys = sum(min(t + 1, window or time) for t in range(time)) // time
+            matrices = [(shared, s.head_dim), (keys, s.head_dim), (keys, s.head_dim), (shared, s.head_dim)]
+            matrices += [(shared, keys), (shared, keys)]
+            fill = (jnp.full((batch, s.kv, *m), 1e-3 * (i + j)) + tokens[0, 0] * 1e-9 for j, m in enumerate(matrices))
+            q, k, v_, dy, p, dz = fill
+            pt, dzt = p.swapaxes(-1, -2), dz.swapaxes(-1, -2)
+            found = (q @ k.swapaxes(-1, -2), p @ v_, dy @ v_.swapaxes(-1, -2), pt @ dy, dz @ k, dzt @ q)
+            value = value + sum(a.ravel()[0] for a in jax.lax.optimization_barrier(found))
         for i, (name, w) in enumerate(params.items()):
             *blocks, inner, outer = w.shape
             x = jnp.full((*blocks, rows, inner), 1e-3 * i) + tokens[0, 0] * 1e-9
@@ -80,12 +90,12 @@ def products(s: Size, rows: int) -> tuple[Step, Callable[[], Any], Any]:
     return step, make, shapes
 
 
-def variant(name: str, s: Size, rows: int) -> tuple[Step, Callable[[], Any], Any]:
+def variant(name: str, s: Size, batch: int, time: int) -> tuple[Step, Callable[[], Any], Any]:
     """(train step, what makes its parameters, their shapes) of `hand[:FORM]`, `products`, `ours:FIELD=VALUE+..`,
     `deepmind[:SCAN]`."""
     kind, _, options = name.partition(":")
     if kind == "products":
-        return products(s, rows)
+        return products(s, batch, time)
     if kind == "hand":
         fn: Step = functools.partial(hand.of(s.spec).loss, s, form=options)
         make = functools.partial(hand.of(s.spec).init, s, options)
@@ -116,7 +126,7 @@ def variant(name: str, s: Size, rows: int) -> tuple[Step, Callable[[], Any], Any
 
 def compiled(name: str, s: Size, args: argparse.Namespace, run: bool) -> dict[str, Any]:
     """The compiled step; with `run` its state and tokens too."""
-    step, make, shapes = variant(name, s, args.batch * args.time)
+    step, make, shapes = variant(name, s, args.batch, args.time)
     state = (shapes, shapes, shapes, jax.ShapeDtypeStruct((), jnp.float32))
     tokens = np.random.default_rng(1).integers(3, s.vocab, (args.batch, args.time + 1)).astype(np.int32)
     times = [(time.perf_counter(), time.process_time())]
