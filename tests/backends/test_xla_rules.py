@@ -11,15 +11,16 @@ import numpy as np
 import pytest
 
 from planform.backends.xla import Policy, lower, storage
-from planform.backends.xla.rules import attention, linear, norm
+from planform.backends.xla.rules import attention, linear
 from planform.backends.xla.rules.attention import MOST, softmax_product
-from planform.backends.xla.rules.batch_norm import Total, by_product, by_sum, normalised
+from planform.backends.xla.rules.batch_norm import normalised
 from planform.backends.xla.rules.contract import Default
 from planform.backends.xla.rules.field import turned
 from planform.backends.xla.rules.gate import ACTIVATIONS, activate, gated
 from planform.backends.xla.rules.linear import matmul, outer, transposed
 from planform.backends.xla.rules.loss import head
 from planform.backends.xla.rules.norm import scaled_by_rms
+from planform.backends.xla.rules.sums import Total, by_product, by_sum
 from planform.compiler.elaborate import elaborate
 from planform.compiler.types import Dim, TensorType
 from planform.spec import load_text
@@ -73,9 +74,12 @@ def test_products_of_copies(copies: bool, monkeypatch: pytest.MonkeyPatch) -> No
         agree(matmul, jnp.matmul, normal(5, 130), normal(130, 140))
 
 
-@pytest.mark.parametrize("total", [norm.by_sum, norm.by_product])
+TOTALS = pytest.mark.parametrize("total", [by_sum, by_product])
+
+
+@TOTALS
 @pytest.mark.parametrize("shape", [(8,), (3, 8), (2, 3, 8), (2, 3, 4, 8)])
-def test_rms_norm(total: norm.Total, shape: tuple[int, ...]) -> None:
+def test_rms_norm(total: Total, shape: tuple[int, ...]) -> None:
     def plain(x: jax.Array, scale: jax.Array) -> jax.Array:
         return x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-3) * (1 + scale)
 
@@ -86,9 +90,6 @@ def test_rms_norm(total: norm.Total, shape: tuple[int, ...]) -> None:
 def plain_batch_norm(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
     m, v = x.mean(1, keepdims=True), x.var(1, keepdims=True)
     return (x - m) / jnp.sqrt(v + 1e-3) * scale + bias + jnp.sin(m) * v  # the statistics have gradients too
-
-
-TOTALS = pytest.mark.parametrize("total", [by_sum, by_product])
 
 
 @TOTALS

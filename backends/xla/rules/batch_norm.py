@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -13,6 +12,7 @@ from jax import lax
 from planform.compiler.ops.batch_norm import BatchNorm, BatchNormTraining
 
 from .contract import Call, rule
+from .sums import Total, total_of
 
 
 @rule(BatchNorm, floats="wide")
@@ -27,30 +27,10 @@ def batch_norm_training(call: Call, x: jax.Array, *rest: jax.Array) -> tuple[jax
     *affine, mean, variance = rest
     scale, bias = affine or (jnp.ones_like(mean), jnp.zeros_like(mean))
     rows = x.reshape(call.op.groups, -1, *x.shape[1:])
-    total = by_product if call.policy.platform == "cpu" else by_sum
-    y, m, v = normalised(call.op.epsilon, total, rows, scale, bias)
+    y, m, v = normalised(call.op.epsilon, total_of(call), rows, scale, bias)
     new = (jnp.mean(s.reshape(-1, s.shape[-1]), 0) for s in (m, v))
     after = (old + (1 - call.op.decay) * (now - old) for old, now in zip((mean, variance), new))
     return (y.reshape(x.shape), *after)
-
-
-Total = Callable[[jax.Array], jax.Array]
-"""The sums of x [groups, .., d] over all but its first and last dims, which stay as ones."""
-
-
-def by_sum(x: jax.Array) -> jax.Array:
-    return jnp.sum(x, range(1, x.ndim - 1), keepdims=True)
-
-
-def by_product(x: jax.Array) -> jax.Array:
-    """The sums as products with ones: XLA on CPUs takes other sums of tall arrays on one core, at 0.5 GB/s. In up to 64
-    parts, side by side in a row, so that a sum's error grows with the parts' lengths."""
-    groups, d, rows = x.shape[0], x.shape[-1], math.prod(x.shape[1:-1])
-    parts = math.gcd(rows, 64)
-    flat = x.reshape(groups, rows // parts, parts * d)
-    ones = jnp.ones((groups, 1, rows // parts), x.dtype)
-    found = lax.dot_general(ones, flat, (((2,), (1,)), ((0,), (0,))))
-    return found.reshape(groups, parts, d).sum(1).reshape(groups, *[1] * (x.ndim - 2), d)
 
 
 Three = tuple[jax.Array, jax.Array, jax.Array]
