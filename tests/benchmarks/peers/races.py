@@ -55,12 +55,12 @@ GEMMA2 = (
     ),
     Race(
         "prefill_fp32", "prefill", ("ours-f32",), ("genai-f32", "torch-f32", "llama-f32", "jax-f32"),
-        1.05, every={"llama-f32": 3, "jax-f32": 4},
+        1.05, every={"llama-f32": 4, "torch-f32": 3},
     ),
     Race(
         "prefill_int8", "prefill", ("ours-int8",),
         ("genai-f32", "torch-f32", "genai-int4", "llama-q4_0", "llama-q8_0"), 2.0,
-        every={"torch-f32": 2, "genai-int4": 2, "llama-q8_0": 3, "llama-q4_0": 3},
+        every={"torch-f32": 4, "genai-int4": 4, "llama-q8_0": 4, "llama-q4_0": 4},
     ),
 )  # fmt: skip
 
@@ -79,10 +79,10 @@ RECURRENTGEMMA = (
     ),
     Race(
         "prefill_fp32_4k", "prefill", ("ours-f32",), PUBLIC, 1.25, prompt=4096, beside=("jax-f32",),
-        refused=NO_TOOL, fewer=2, every=SLOW,
+        refused=NO_TOOL, fewer=4, every=SLOW,
     ),
     Race("prefill_int8", "prefill", ("ours-int8",), PUBLIC, 2.5, every=SLOW),
-    Race("prefill_int8_4k", "prefill", ("ours-int8",), PUBLIC, 2.5, prompt=4096, fewer=2, every=SLOW),
+    Race("prefill_int8_4k", "prefill", ("ours-int8",), PUBLIC, 2.5, prompt=4096, fewer=4, every=SLOW),
 )  # fmt: skip
 
 RACES = {
