@@ -38,9 +38,6 @@ AGREE_ELSE = 1e-3
 IN_WINDOW = {("recurrentgemma", "torch-f32")}
 """Compared as long as nothing is outside the window: transformers' is shorter by an entry."""
 
-TURNS = 4
-"""How many turns make a round: they are short."""
-
 LIBRARIES = ("torch", "onnxruntime")
 """Whose matrix products are taken for what the machine can give to a prompt: the faster one's."""
 SMALL = "onnxruntime-int8"
@@ -73,7 +70,7 @@ def race(name: str, options: Options) -> Outcome:
     paths, missing = forms({n: KINDS[n][1:] for n in r.contenders}, options)
     if not set(r.ours) & set(paths) or not set(r.peers) & set(paths):
         return {"missing": missing}, "undecided"
-    count = -(-options.rounds // r.fewer) * TURNS
+    count = options.rounds * r.turns
     asked: list[object] = ["--size", options.model, "--prompt", r.prompt, "--threads", physical_cores()]
     asked += ["--room", r.prompt + r.new * (count + 1) + 8]
     runs = {n: _turn(r, n, paths[n], *asked) for n in r.contenders if n in paths}

@@ -12,7 +12,7 @@ class Race:
     new      tokens of a turn, where decoding is measured
     beside   contenders that are measured too and decide nothing
     refused  tools that don't take the model: tried, so that the figure says why
-    fewer    only each n-th of the rounds, where they are long
+    turns    in a round: one where they are long
     every    contenders known to be slow, which run in each n-th round only
     share    of the read bandwidth (decoding) that ours must reach besides
     """
@@ -26,7 +26,7 @@ class Race:
     new: int = 8
     beside: tuple[str, ...] = ()
     refused: tuple[str, ...] = ()
-    fewer: int = 1
+    turns: int = 4
     every: dict[str, int] = field(default_factory=dict)
     share: float | None = None
 
@@ -55,7 +55,7 @@ GEMMA2 = (
     ),
     Race(
         "prefill_fp32", "prefill", ("ours-f32",), ("genai-f32", "torch-f32", "llama-f32", "jax-f32"),
-        1.05, every={"llama-f32": 4, "torch-f32": 3},
+        1.05, turns=8, every={"llama-f32": 8, "torch-f32": 8},
     ),
     Race(
         "prefill_int8", "prefill", ("ours-int8",),
@@ -79,10 +79,10 @@ RECURRENTGEMMA = (
     ),
     Race(
         "prefill_fp32_4k", "prefill", ("ours-f32",), PUBLIC, 1.25, prompt=4096, beside=("jax-f32",),
-        refused=NO_TOOL, fewer=4, every=SLOW,
+        refused=NO_TOOL, turns=1, every=SLOW,
     ),
     Race("prefill_int8", "prefill", ("ours-int8",), PUBLIC, 2.5, every=SLOW),
-    Race("prefill_int8_4k", "prefill", ("ours-int8",), PUBLIC, 2.5, prompt=4096, fewer=4, every=SLOW),
+    Race("prefill_int8_4k", "prefill", ("ours-int8",), PUBLIC, 2.5, prompt=4096, turns=1, every=SLOW),
 )  # fmt: skip
 
 RACES = {
