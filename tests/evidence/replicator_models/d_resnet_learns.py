@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from planform.runtime.evaluate import evaluate_run
-from planform.runtime.train import train
-from planform.spec import load, load_text
 from tests.evidence import row
+from tests.evidence.commands import train
 from tests.evidence.functa.images import fashion_mnist, workspace
 
-STEPS, SEEDS = 1000, (0, 1, 2)
+STEPS, BATCH, SEEDS = 3000, 64, (0, 1, 2)
 
 HEAD = """
 planform: 1
@@ -30,11 +29,11 @@ train:
   loss: cross_entropy(classify(image).logits, label)
   optimizer: |
     sgd(warmup_cosine(0.05, warmup=100, end=0), momentum=0.9, nesterov=true, weight_decay=5e-4)
-  batch: 128
-  steps: 2000
+  batch: 64
+  steps: 3000
   evaluate:
-    every: 500
-    batches: 78
+    every: 1000
+    batches: 156
     metrics:
       accuracy: accuracy(classify(image).logits, label)
 """
@@ -47,24 +46,27 @@ BODIES = {
 
 
 @cache
-def trained(name: str, seed: int, steps: int = STEPS) -> Path:
+def trained(name: str, seed: int) -> Path:
     """The run of one of the three."""
-    folder = workspace() / "resnet" / f"{name}-{seed}-{steps}"
-    spec = load("resnet_small") if name == "residual" else load_text(HEAD.format(name=name, body=BODIES[name]), name)
-    train(spec, folder, files=fashion_mnist(), steps=steps, seed=seed, quiet=True)
+    folder = workspace() / "resnet" / f"{name}-{seed}"
+    spec: str | Path = "resnet_small"
+    if name != "residual":
+        spec = workspace() / f"{name}.yaml"
+        spec.write_text(HEAD.format(name=name, body=BODIES[name]))
+    train(spec, folder, files=fashion_mnist(), steps=STEPS, batch=BATCH, seed=seed)
     return folder
 
 
 def accuracy(folder: Path) -> float:
-    """On the 10,000 images that are held out (78 whole batches of them)."""
-    return float(evaluate_run(folder, batches=78)["accuracy"])
+    """On the 10,000 images that are held out (156 whole batches of them)."""
+    return float(evaluate_run(folder, batches=10_000 // BATCH)["accuracy"])
 
 
 @row(
     "replicator_models",
     "resnet_learns",
-    f"Fashion-MNIST after {STEPS} steps of 128 images, three seeds: the worst residual network (`resnet_small`) above "
-    "the best linear model and the best plain network of convolutions; accuracy on the test set",
+    f"Fashion-MNIST after {STEPS:,} steps of {BATCH} images, three seeds: the worst residual network "
+    "(`resnet_small`) above the best linear model and the best plain network of convolutions; accuracy on the test set",
     30,
 )
 def resnet_learns() -> tuple[Any, bool]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from planform.runtime.exporting import export_run
 from planform.runtime.functa.images import in_rows, sheet, write_png
 from planform.runtime.sample import sample
 from tests.evidence import row
+from tests.evidence.commands import train
 from tests.evidence.features import Residual, frechet
 from tests.evidence.functa.images import fashion_mnist, workspace
 
@@ -33,11 +32,7 @@ def samples(model: str, seed: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
     """(pictures from 0 to 1, their classes) of a GAN after training; a sheet of the first is kept."""
     name = f"{model}-{batch}-{seed}"
     folder = workspace() / "gans" / name
-    given = {"files": fashion_mnist(), "out": folder / "run", "mesh": "data=1", "steps": STEPS, "batch": batch}
-    words = [w for key, value in {**given, "seed": seed}.items() for w in (f"--{key}", str(value))]
-    # The command, which gives itself the environment that suits a CPU.
-    train = [sys.executable, "-m", "planform", "train", str(SPECS / f"{model}.yaml"), *words, "--quiet"]
-    subprocess.run(train, check=True, capture_output=True)
+    train(SPECS / f"{model}.yaml", folder / "run", files=fashion_mnist(), steps=STEPS, batch=batch, seed=seed)
     sample(folder / "run", folder / "samples", count=COUNT, seed=seed)
     with np.load(folder / "samples" / "samples.npz") as made:
         images, labels = made["images"], made["labels"]
