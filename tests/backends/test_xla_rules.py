@@ -20,7 +20,7 @@ from planform.backends.xla.rules.gate import ACTIVATIONS, activate, gated
 from planform.backends.xla.rules.linear import matmul, outer, transposed
 from planform.backends.xla.rules.loss import head
 from planform.backends.xla.rules.norm import scaled_by_rms
-from planform.backends.xla.rules.sums import Total, by_product, by_sum
+from planform.backends.xla.rules.sums import Total, by_product, by_sum, total_of
 from planform.compiler.elaborate import elaborate
 from planform.compiler.types import Dim, TensorType
 from planform.spec import load_text
@@ -90,6 +90,15 @@ def test_rms_norm(total: Total, shape: tuple[int, ...]) -> None:
 def plain_batch_norm(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
     m, v = x.mean(1, keepdims=True), x.var(1, keepdims=True)
     return (x - m) / jnp.sqrt(v + 1e-3) * scale + bias + jnp.sin(m) * v  # the statistics have gradients too
+
+
+@pytest.mark.parametrize(
+    ("platform", "split", "total"),
+    [("cpu", ("data", None, None), by_product), ("cpu", (None, "fsdp", None), by_sum), ("gpu", (None,) * 3, by_sum)],
+)
+def test_rows_that_devices_share_are_summed_as_they_are(platform: str, split: Any, total: Total) -> None:
+    call: Any = SimpleNamespace(policy=Policy(platform=platform), split=lambda _: split, inputs=[None])
+    assert total_of(call) is total
 
 
 @TOTALS

@@ -29,8 +29,6 @@ train:
   loss: cross_entropy(classify(image).logits, label)
   optimizer: |
     sgd(warmup_cosine(0.05, warmup=100, end=0), momentum=0.9, nesterov=true, weight_decay=5e-4)
-  batch: 64
-  steps: 3000
   evaluate:
     every: 1000
     batches: 156
