@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 
 from planform.runtime.data import load_signals
 from planform.runtime.exporting import export_run
+from planform.runtime.functa.curves import curve
 from planform.runtime.functa.images import in_rows, sheet, write_png
 from planform.runtime.sample import sample
 from tests.evidence import row
@@ -26,18 +28,22 @@ PICTURES = Path("runs/evidence/sngan")
 STEPS, BATCH, SEEDS, COUNT = 1000, 32, (11, 12, 13), 5000
 """Steps of the generator, pictures in one of them, seeds, and samples that a distance is measured of. Rates and the
 discriminator's steps of both models were chosen on seed 7."""
+EVERY = 250
+"""Steps between two points of a curve."""
 
 
-def samples(model: str, seed: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
-    """(pictures from 0 to 1, their classes) of a GAN after training; a sheet of the first is kept."""
+def samples(model: str, seed: int, batch: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """(step, pictures from 0 to 1, their classes) of a GAN in training; a sheet of the last is kept."""
     name = f"{model}-{batch}-{seed}"
     folder = workspace() / "gans" / name
-    train(SPECS / f"{model}.yaml", folder / "run", files=fashion_mnist(), steps=STEPS, batch=batch, seed=seed)
-    sample(folder / "run", folder / "samples", count=COUNT, seed=seed)
-    with np.load(folder / "samples" / "samples.npz") as made:
-        images, labels = made["images"], made["labels"]
+    kept = f"train.checkpoint={{every: {EVERY}, keep: {STEPS // EVERY}}}"
+    train(SPECS / f"{model}.yaml", folder / "run", [kept], files=fashion_mnist(), steps=STEPS, batch=batch, seed=seed)
+    for step in range(EVERY, STEPS + 1, EVERY):
+        sample(folder / "run", folder / "samples", count=COUNT, seed=seed, step=step)
+        with np.load(folder / "samples" / "samples.npz") as made:
+            images, labels = made["images"], made["labels"]
+        yield step, images / np.float32(255), labels
     write_png(PICTURES / f"{name}.png", sheet(in_rows(list(images[:100]), 10)))
-    return images / np.float32(255), labels
 
 
 @cache
@@ -57,20 +63,26 @@ def real() -> tuple[Residual, np.ndarray, np.ndarray]:
     f"Fashion-MNIST, {STEPS:,} generator steps, three seeds: the Frechet distance of {COUNT:,} samples of SN-GAN "
     "to as many held-out pictures, in the 128 features of `resnet_learns`' classifier, in the mean at most 0.8 of that "
     "of a DCGAN without spectral norm, the worst below the best; beside it a batch of 128 in place of 32 at equal "
-    "steps, real pictures, noise and how many show the class asked for",
-    40,
+    "steps, real pictures, noise and how many show the class asked for; curves and sheets of samples are kept",
+    45,
 )
 def sngan_learns() -> tuple[Any, bool]:
     features, here, there = real()
     noise = np.random.default_rng(0).uniform(size=(COUNT, 28, 28))
     found: dict[str, list[float]] = {}
     named: dict[str, list[float]] = {}
+    curves: dict[str, list[dict[int, float]]] = {}
     for model, batch, seeds in (("sngan", BATCH, SEEDS), ("dcgan", BATCH, SEEDS), ("sngan", 4 * BATCH, SEEDS[:1])):
         name = model if batch == BATCH else f"{model}, batch {batch}"
         for seed in seeds:
-            images, labels = samples(model, seed, batch)
-            found.setdefault(name, []).append(frechet(here, features(images)))
+            distances = {}
+            for step, images, labels in samples(model, seed, batch):
+                distances[step] = frechet(here, features(images))
+            drawn = curve(list(distances.items()), f"Frechet distance of {name}, seed {seed}", "steps of the generator")
+            write_png(PICTURES / f"{model}-{batch}-{seed}-curve.png", drawn)
+            found.setdefault(name, []).append(distances[STEPS])
             named.setdefault(name, []).append(features.correct(images, labels))
+            curves.setdefault(name, []).append({step: round(value, 2) for step, value in distances.items()})
     figure = {
         "frechet": {
             **{k: [round(v, 2) for v in each] for k, each in found.items()},
@@ -78,7 +90,8 @@ def sngan_learns() -> tuple[Any, bool]:
             "noise": round(frechet(here, features(noise)), 2),
         },
         "class asked for": {k: round(statistics.mean(each), 3) for k, each in named.items()},
-        "sheets": str(PICTURES),
+        "curves": curves,
+        "kept": str(PICTURES),
     }
     ours, theirs = found["sngan"], found["dcgan"]
     return figure, max(ours) < min(theirs) and statistics.mean(ours) <= 0.8 * statistics.mean(theirs)
