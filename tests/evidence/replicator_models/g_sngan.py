@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,18 +31,20 @@ EVERY = 250
 """Steps between two points of a curve."""
 
 
-def samples(model: str, seed: int, batch: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """(step, pictures from 0 to 1, their classes) of a GAN in training; a sheet of the last is kept."""
+def samples(model: str, seed: int, batch: int) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    """(pictures from 0 to 1, their classes) of a GAN by step of its training; a sheet of the last is kept."""
     name = f"{model}-{batch}-{seed}"
     folder = workspace() / "gans" / name
     kept = f"train.checkpoint={{every: {EVERY}, keep: {STEPS // EVERY}}}"
     train(SPECS / f"{model}.yaml", folder / "run", [kept], files=fashion_mnist(), steps=STEPS, batch=batch, seed=seed)
+    found = {}
     for step in range(EVERY, STEPS + 1, EVERY):
         sample(folder / "run", folder / "samples", count=COUNT, seed=seed, step=step)
         with np.load(folder / "samples" / "samples.npz") as made:
             images, labels = made["images"], made["labels"]
-        yield step, images / np.float32(255), labels
+        found[step] = images / np.float32(255), labels
     write_png(PICTURES / f"{name}.png", sheet(in_rows(list(images[:100]), 10)))
+    return found
 
 
 @cache
@@ -75,13 +76,12 @@ def sngan_learns() -> tuple[Any, bool]:
     for model, batch, seeds in (("sngan", BATCH, SEEDS), ("dcgan", BATCH, SEEDS), ("sngan", 4 * BATCH, SEEDS[:1])):
         name = model if batch == BATCH else f"{model}, batch {batch}"
         for seed in seeds:
-            distances = {}
-            for step, images, labels in samples(model, seed, batch):
-                distances[step] = frechet(here, features(images))
+            made = samples(model, seed, batch)
+            distances = {step: frechet(here, features(images)) for step, (images, _) in made.items()}
             drawn = curve(list(distances.items()), f"Frechet distance of {name}, seed {seed}", "steps of the generator")
             write_png(PICTURES / f"{model}-{batch}-{seed}-curve.png", drawn)
             found.setdefault(name, []).append(distances[STEPS])
-            named.setdefault(name, []).append(features.correct(images, labels))
+            named.setdefault(name, []).append(features.correct(*made[STEPS]))
             curves.setdefault(name, []).append({step: round(value, 2) for step, value in distances.items()})
     figure = {
         "frechet": {
