@@ -176,9 +176,6 @@ MEMORY_GROUPS = (
 
 STARTS = 3
 """Starts of each contender in a round: one takes a fraction of a second, and varies."""
-MEASURED = (("seconds to the first token", "ready_s", 1.0, 1.0), ("peak memory, MB", "memory", 1e-6, 0.99))
-"""What is told, by what key and in what unit, and what the best peer's must be in ours: a percent of the memory is the
-float32 caches of a prompt, which llama.cpp keeps in float16."""
 
 
 def load_memory(options: Options) -> Outcome:
@@ -187,7 +184,7 @@ def load_memory(options: Options) -> Outcome:
     paths, missing = forms({n: KINDS[n][1:] for n in names}, options)
     asked = ["--size", options.model, "--prompt", 512, "--threads", physical_cores(), "--ready"]
     runs = {n: partial(rounds.once, n, path, *asked) for n, path in paths.items()}
-    found = rounds.interleaved(runs, STARTS * options.rounds, options.folder, {"torch-f32": 9})
+    found = rounds.interleaved(runs, STARTS * options.rounds, options.folder, {"torch-f32": 3 * STARTS})
     missing |= {n: str(row["error"]) for n, rows in found.items() for row in rows if "error" in row}
     figure: Figure = {"model": options.model}
     verdicts: list[bool | str] = []
@@ -195,13 +192,13 @@ def load_memory(options: Options) -> Outcome:
         here = [n for n in (*ours, *peers) if n in found and n not in missing]
         if not set(ours) & set(here) or not set(peers) & set(here):
             continue
-        for title, key, scale, aim in MEASURED:
+        for title, key, scale in (("seconds to the first token", "ready_s", 1.0), ("peak memory, MB", "memory", 1e-6)):
             values = {n: [(row["round"], row[key] * scale) for row in found[n]] for n in here}
             rival = min((n for n in here if n in peers), key=lambda n: _median(values[n]))
             ratio = interval(rounds.paired(values[rival], values[ours[0]]))
             figure[f"{group}: {title}"] = {n: spread([v for _, v in vs]) for n, vs in values.items()}
             figure[f"{group}: {title}"]["best peer / ours"] = rounded(ratio)
-            verdicts.append(judged(*ratio[1:], aim=aim))
+            verdicts.append(judged(*ratio[1:], aim=1.0))
     if missing:
         figure["missing"] = missing
         verdicts.append("undecided")
