@@ -49,7 +49,9 @@ def physical_cores() -> int:
     return max(1, len(found))
 
 
-def options(threads: int | None = None, spin: bool = True, packed: bool = True) -> ort.SessionOptions:
+def options(
+    threads: int | None = None, spin: bool = True, packed: bool = True, sizes: Mapping[str, int] | None = None
+) -> ort.SessionOptions:
     """Session options: all optimisations, one thread a core.
 
     spin: workers busy-wait for the next operator. Faster alone, far slower where others need the cores.
@@ -57,6 +59,8 @@ def options(threads: int | None = None, spin: bool = True, packed: bool = True) 
     the file is mapped: loading takes no time and no memory, prompts 1.1 times as long, tokens the same. Quantised
     weights want it. Nor does onnxruntime then plan a run's memory as a whole, which takes it besides what the first
     run took (20 MB of a 222M model's).
+    sizes: of dims that the model leaves open, by name, where every input will have them: a convolution is planned for
+    its image, and a ResNet-50 is 5 to 9% faster.
     """
     out = ort.SessionOptions()
     out.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
@@ -66,6 +70,8 @@ def options(threads: int | None = None, spin: bool = True, packed: bool = True) 
     out.add_session_config_entry("session.disable_prepacking", str(int(not packed)))
     out.enable_mem_pattern = packed
     out.log_severity_level = 3
+    for dim, size in (sizes or {}).items():
+        out.add_free_dimension_override_by_name(dim, size)
     return out
 
 

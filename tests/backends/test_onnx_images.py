@@ -1,4 +1,4 @@
-"""Networks of convolutions as files: turned once, norms in their kernels, and in 8 bits."""
+"""Networks of convolutions as files: turned once at most, norms in their kernels, and in 8 bits."""
 
 from __future__ import annotations
 
@@ -70,11 +70,24 @@ def optimised(lowered: Lowered, folder: Path) -> Counter[str]:
 
 
 def test_norms_are_in_the_kernels_and_images_turned_once() -> None:
-    graph = elaborate(load_text(NETWORK, "network.yaml"), "g")
+    """A convolution of dilated columns wants the image's channels ahead."""
+    first = "image >> conv2d(c, 5, stride=2, dilation=2, bias=true) >> batch_norm"
+    text = NETWORK.replace("image >> unit(c, 5, 2)", first)
+    graph = elaborate(load_text(text, "network.yaml"), "g")
     parameters = parameters_of(graph)
     lowered = lower(graph, parameters.__getitem__)
     found, pooled = kinds(lowered), {"GlobalAveragePool": 1, "Reshape": 1}
     assert found == {"Transpose": 1, "Conv": 6, "Relu": 5, "MaxPool": 1, "Add": 2, **pooled}
+    want = reference(graph, parameters, {"image": images()})["y"]
+    assert relative(run(lowered, {"image": images()})["y"], want) < 1e-5
+
+
+def test_images_of_few_channels_are_read_where_they_lie() -> None:
+    graph = elaborate(load_text(NETWORK, "network.yaml"), "g")
+    parameters = parameters_of(graph)
+    lowered = lower(graph, parameters.__getitem__)
+    found, pooled = kinds(lowered), {"GlobalAveragePool": 1, "Reshape": 2}
+    assert found == {"Unsqueeze": 1, "Conv": 6, "Relu": 5, "MaxPool": 1, "Add": 2, **pooled}
     want = reference(graph, parameters, {"image": images()})["y"]
     assert relative(run(lowered, {"image": images()})["y"], want) < 1e-5
     assert all(np.isfinite(parameters[n]).all() for n in parameters)
@@ -95,9 +108,18 @@ def test_a_norm_that_stands_alone_stays_a_factor_and_a_shift() -> None:
 def test_residual_networks_have_nothing_else() -> None:
     graph = elaborate(load("resnet50", overrides=["base=8", "n3=2", "classes=7"]), "classify")
     found = kinds(lower(graph, parameters_of(graph).__getitem__))
-    assert found.pop("MatMul") == 1 and found.pop("Transpose") == 1
-    assert set(found) == {"Conv", "Relu", "MaxPool", "Add", "GlobalAveragePool", "Reshape"}
-    assert found["Conv"] == 1 + 4 + 3 * 12 and found["GlobalAveragePool"] == found["Reshape"] == 1
+    assert found.pop("MatMul") == 1 and found.pop("Unsqueeze") == 1 and found.pop("Reshape") == 2
+    assert set(found) == {"Conv", "Relu", "MaxPool", "Add", "GlobalAveragePool"}
+    assert found["Conv"] == 1 + 4 + 3 * 12 and found["GlobalAveragePool"] == 1
+
+
+def test_summands_are_read_last_to_first() -> None:
+    """So that the runtime, which begins with the last operand, makes them in the order of the graph."""
+    graph = elaborate(load("resnet50", overrides=["base=8", "n3=2", "classes=7"]), "classify")
+    nodes = list(lower(graph, parameters_of(graph).__getitem__).model.graph)
+    made = {y: i for i, n in enumerate(nodes) for y in n.outputs}
+    sums = [[made[x] for x in n.inputs] for n in nodes if n.op_type == "Add" and all(x in made for x in n.inputs)]
+    assert len(sums) == 12 and all(later > earlier for later, earlier in sums)
 
 
 def test_in_8_bits(tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
-"""Measures ResNet-50 in onnxruntime, one image at a time: our file, the same in 8 bits, the file that torch's exporter
-makes of transformers' ResNet, and torch itself, in turn in one process.
+"""Measures ResNet-50 in onnxruntime, one image at a time: our file as `planform` loads it and as anyone else would, the
+same in 8 bits, the file that torch's exporter makes of transformers' ResNet, and torch itself, in turn in one process.
 
 python -m tests.benchmarks.resnet_onnx --rounds 15
 """
@@ -11,7 +11,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +23,25 @@ from transformers import ResNetConfig, ResNetForImageClassification
 from planform.backends.onnx import lower
 from planform.backends.onnx.quantization import Quantization, Scheme
 from planform.backends.onnx.quantization.calibration import image_ranges
+from planform.backends.onnx.session import load, options
 from planform.backends.onnx.writing import save
 from planform.compiler.analyses.cost import total_cost
 from planform.compiler.elaborate import elaborate
 from planform.compiler.passes.pipeline import optimise
 from planform.compiler.size import evaluate
 from planform.compiler.weights import weights_map
-from planform.spec import load
+from planform.spec import load as read
 
 from .peers.probes import products
 from .ratios import interval
 
+Run = Callable[[], np.ndarray]
+"""One pass of the network: logits [1, label]."""
+
 PAUSE = 0.1
 """Seconds before each turn: threads of the one before still look for work for a while."""
+TIMES = 10
+"""Passes of a session, of which the median counts."""
 
 
 class Logits(torch.nn.Module):
@@ -61,8 +67,8 @@ def network() -> Any:
     return model
 
 
-def session(file: Path, threads: int, **sizes: int) -> ort.InferenceSession:
-    """One for inputs of these sizes: a file that leaves them open is 5 to 9% slower until the runtime is told."""
+def plain(file: Path, threads: int, sizes: Mapping[str, int]) -> ort.InferenceSession:
+    """A session for inputs of these sizes, with onnxruntime's own settings."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     for dim, size in sizes.items():
@@ -70,47 +76,58 @@ def session(file: Path, threads: int, **sizes: int) -> ort.InferenceSession:
     return ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
 
 
+def own(file: Path, threads: int, sizes: Mapping[str, int]) -> ort.InferenceSession:
+    """One as `planform` opens it."""
+    return load(file, options(threads, sizes=sizes))
+
+
 def measure(rounds: int = 15, side: int = 224, threads: int = 2) -> dict[str, Any]:
     """Speeds are ratios of times to that of our file in float32, medians over rounds with 95% bootstrap intervals.
 
-    Beside them what the network's float32 operations would take at the rate of onnxruntime's products of large
-    matrices, which no way of running them all can be much faster than.
+    Each round opens each file anew, in an order of its own, and times it TIMES times: where a session's memory comes to
+    lie makes it 1 to 2% faster or slower for as long as it lives. Beside them what the network's float32 operations
+    would take at the rate of onnxruntime's products of large matrices, which no way of running them all can be much
+    faster than.
     """
     torch.set_num_threads(threads)
     model, rng = network(), np.random.default_rng(0)
     state = {n: a.numpy() for n, a in model.state_dict().items()}
-    tensors = weights_map(load("resnet50"), "huggingface").tensors
+    tensors = weights_map(read("resnet50"), "huggingface").tensors
     parameters = dict(pair for t in tensors for pair in t.to_ours(state[t.name]))
-    graph = optimise(elaborate(load("resnet50"), "classify"), "onnx", "training")
+    graph = optimise(elaborate(read("resnet50"), "classify"), "onnx", "training")
     image = rng.standard_normal((1, side, side, 3)).astype(np.float32)
     turned = image.transpose(0, 3, 1, 2).copy()
+    sizes = {"batch": 1, "height": side, "width": side}
     with tempfile.TemporaryDirectory() as scratch:
-        plain = lower(graph, parameters.__getitem__)
+        files = {n: Path(scratch) / f"{n}.onnx" for n in ("ours", "small", "exported")}
+        whole = lower(graph, parameters.__getitem__)
         seen = [{"image": rng.standard_normal((4, side, side, 3)).astype(np.float32)} for _ in range(4)]
-        how = Quantization(Scheme("int8"), images=image_ranges(plain, seen))
-        made: dict[str, Callable[[], np.ndarray]] = {}
-        small = lower(graph, parameters.__getitem__, quantization=how)
-        for name, lowered in (("ours", plain), ("ours in 8 bits", small)):
-            save(lowered.model, Path(scratch) / f"{name}.onnx")
-            run = session(Path(scratch) / f"{name}.onnx", threads, batch=1, height=side, width=side)
-            made[name] = _runs(run, "image", image)
-        file = Path(scratch) / "torch.onnx"
-        torch.onnx.export(Logits(model).eval(), (torch.from_numpy(turned),), str(file), dynamo=False)
-        theirs = session(file, threads)
-        made["torch's exporter"] = _runs(theirs, theirs.get_inputs()[0].name, turned)
-        made["torch"] = lambda: _eager(model, turned)
-        answers = {n: run() for n, run in made.items()}
-        times: dict[str, list[float]] = {n: [] for n in made}
+        how = Quantization(Scheme("int8"), images=image_ranges(whole, seen))
+        save(whole.model, files["ours"])
+        save(lower(graph, parameters.__getitem__, quantization=how).model, files["small"])
+        torch.onnx.export(Logits(model).eval(), (torch.from_numpy(turned),), str(files["exported"]), dynamo=False)
+        opened: dict[str, Callable[[], Run]] = {
+            "ours": lambda: _runs(own(files["ours"], threads, sizes), image),
+            "ours, plain session": lambda: _runs(plain(files["ours"], threads, sizes), image),
+            "ours in 8 bits": lambda: _runs(own(files["small"], threads, sizes), image),
+            "torch's exporter": lambda: _runs(plain(files["exported"], threads, {}), turned),
+            "torch": lambda: lambda: _eager(model, turned),
+        }
+        answers: dict[str, np.ndarray] = {}
+        times: dict[str, list[float]] = {n: [] for n in opened}
         for _ in range(rounds):
-            for name in rng.permutation(list(made)):
+            for name in rng.permutation(list(opened)):
+                run, taken = opened[name](), []
+                answers[name] = run()
                 time.sleep(PAUSE)
-                run = made[name]
                 run()  # its weights are in the caches, as they are where one network runs all the time
-                start = time.perf_counter()
-                run()
-                times[name].append(time.perf_counter() - start)
+                for _ in range(TIMES):
+                    start = time.perf_counter()
+                    run()
+                    taken.append(time.perf_counter() - start)
+                times[name].append(statistics.median(taken))
     rate = products("onnxruntime", threads)()
-    flops = evaluate(total_cost(graph).flops, {"batch": 1, "height": side, "width": side})
+    flops = evaluate(total_cost(graph).flops, sizes)
     limit = flops / rate / 1e6
     told: dict[str, Any] = {
         "side": side, "threads": threads, "rounds": rounds, "gflop": round(flops / 1e9, 2),
@@ -127,8 +144,9 @@ def measure(rounds: int = 15, side: int = 224, threads: int = 2) -> dict[str, An
     return told
 
 
-def _runs(session: ort.InferenceSession, name: str, image: np.ndarray) -> Callable[[], np.ndarray]:
-    return lambda: session.run(None, {name: image})[0]
+def _runs(session: ort.InferenceSession, image: np.ndarray) -> Run:
+    feed = {session.get_inputs()[0].name: image}
+    return lambda: session.run(None, feed)[0]
 
 
 def _eager(model: Any, image: np.ndarray) -> np.ndarray:

@@ -19,6 +19,10 @@ from .registry import Emitter, Node, rule
 from .sequence import indices
 from .shape import product
 
+FEW = 8
+"""Channels below which onnxruntime's convolutions read an image as it is, in no blocks of channels: one that was given
+with its channels last need not be turned for them."""
+
 
 def edges(op: Windowed) -> list[int]:
     """The padding as ONNX has it: before of all axes, then after."""
@@ -42,19 +46,34 @@ def back(m: Emitter, y: ir.Value, t: TensorType) -> ir.Value:
 @rule("conv2d")
 def conv2d(m: Emitter, node: Node, x: ir.Value, weight: ir.Value, bias: ir.Value | None = None) -> ir.Value:
     op: Any = node.op
-    axes = op.geometry()
-    shape = [int(node.inputs[1].type.sizes[i]) for i in (3, 2, 0, 1)]  # type: ignore[arg-type]
-    order = (3, 2, 0, 1)
-    if is_weight(weight):
-        weight = m.fold(":kernel", shape, lambda a: a.transpose(order), weight)
-    else:
-        weight = m.transpose(weight, order)
+    axes, t = op.geometry(), node.inputs[0].type
+    rows, columns, channels, made = (int(n) for n in node.inputs[1].type.sizes)  # type: ignore[arg-type]
     how = {
         "kernel_shape": [a.taps for a in axes], "strides": [a.stride for a in axes],
         "dilations": [a.dilation for a in axes], "pads": edges(op), "group": op.groups,
     }  # fmt: skip
-    y = convolution(m, Convolution(turned(m, x, node.inputs[0].type), weight, bias, how))
-    return back(m, y, node.output.type)
+    if is_weight(weight) and channels < FEW and axes[1].dilation == op.groups == 1 and not m.stands_turned(x):
+        shape = [made, 1, rows, columns * channels]
+        weight = m.fold(":kernel", shape, lambda a: a.transpose(3, 0, 1, 2).reshape(shape), weight)
+        for name in ("kernel_shape", "strides", "pads"):
+            how[name] = [n * (1, channels)[i % 2] for i, n in enumerate(how[name])]
+        image = lines(m, x, t)
+    else:
+        order = (3, 2, 0, 1)
+        if is_weight(weight):
+            weight = m.fold(":kernel", [made, channels, rows, columns], lambda a: a.transpose(order), weight)
+        else:
+            weight = m.transpose(weight, order)
+        image = turned(m, x, t)
+    return back(m, convolution(m, Convolution(image, weight, bias, how)), node.output.type)
+
+
+def lines(m: Emitter, x: ir.Value, t: TensorType) -> ir.Value:
+    """x [.., height, width, channels] as [batch, 1, height, width * channels], where it lies: a kernel and its stride
+    are then as many times wider."""
+    if t.rank != 4:
+        x = m.reshape(x, [product(t.sizes[:-3]), *t.sizes[-3:]])
+    return m.op("Unsqueeze", m.op("Reshape", x, m.integers(0, 0, -1)), m.integers(1))
 
 
 @rule("batch_norm")

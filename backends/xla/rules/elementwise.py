@@ -44,7 +44,6 @@ FUNCTIONS: dict[type[ops.Elementwise], Callable[..., Any]] = {
     ops.Sigmoid: jax.nn.sigmoid,
     ops.Floor: jnp.floor,
     ops.Bfloat16: _rounded,
-    ops.Relu: jax.nn.relu,
     ops.Elu: jax.nn.elu,
     ops.Less: jnp.less,
     ops.LessEqual: jnp.less_equal,
@@ -63,6 +62,14 @@ def elementwise(call: Call, *values: Any) -> jax.Array:
         wide = DTYPES[call.policy.wide]
         aligned = [a if jnp.issubdtype(a.dtype, jnp.floating) else a.astype(wide) for a in aligned]
     return jnp.broadcast_to(FUNCTIONS[type(call.op)](*aligned), call.outputs[0].shape({}))
+
+
+@rule(ops.Relu)
+def relu(call: Call, x: jax.Array) -> jax.Array:
+    """On CPUs as a choice: XLA writes the maximum of a residual sum for the convolution that reads it and yet, since it
+    takes it for an op of one operand, makes it again from both summands wherever else it is read. With this a
+    ResNet-50's step takes 5% less (2 cores of Zen 5)."""
+    return jnp.where(x <= 0, 0, x) if call.policy.platform == "cpu" else jax.nn.relu(x)
 
 
 @rule(ops.Mul, lazy=Gate)

@@ -56,17 +56,19 @@ def outer(x: jax.Array, y: jax.Array) -> jax.Array:
     so would a very narrow one, whose product is soon done.
     """
 
-    def plain(x: jax.Array, y: jax.Array) -> jax.Array:
-        rows = tuple(range(x.ndim - 1))
-        return lax.dot_general(x, y, ((rows, rows), ((), ())))
-
     def copied(x: jax.Array, y: jax.Array) -> jax.Array:
         return lax.dot(lax.optimization_barrier(x.T), y)  # else XLA folds the two together again
 
     if x.ndim == 2 and 128 < x.shape[1] <= y.shape[1] and copying():
-        made: jax.Array = lax.platform_dependent(x, y, cpu=copied, default=plain)
+        made: jax.Array = lax.platform_dependent(x, y, cpu=copied, default=over_rows)
         return made
-    return plain(x, y)
+    return over_rows(x, y)
+
+
+def over_rows(x: jax.Array, y: jax.Array) -> jax.Array:
+    """`outer` as one `dot_general`, wherever it runs."""
+    rows = tuple(range(x.ndim - 1))
+    return lax.dot_general(x, y, ((rows, rows), ((), ())))
 
 
 @functools.cache
