@@ -40,8 +40,8 @@ Run = Callable[[], np.ndarray]
 
 PAUSE = 0.1
 """Seconds before each turn: threads of the one before still look for work for a while."""
-TIMES = 10
-"""Passes of a session, of which the median counts."""
+TURNS = 5
+"""Of each session in a round; their median counts."""
 
 
 class Logits(torch.nn.Module):
@@ -84,10 +84,9 @@ def own(file: Path, threads: int, sizes: Mapping[str, int]) -> ort.InferenceSess
 def measure(rounds: int = 15, side: int = 224, threads: int = 2) -> dict[str, Any]:
     """Speeds are ratios of times to that of our file in float32, medians over rounds with 95% bootstrap intervals.
 
-    Each round opens each file anew, in an order of its own, and times it TIMES times: where a session's memory comes to
-    lie makes it 1 to 2% faster or slower for as long as it lives. Beside them what the network's float32 operations
-    would take at the rate of onnxruntime's products of large matrices, which no way of running them all can be much
-    faster than.
+    Each round opens all files anew, since where a session's memory comes to lie makes it 1 to 2% faster or slower for
+    as long as it lives, and times them in turn. Beside them what the network's float32 operations would take at the
+    rate of onnxruntime's products of large matrices, which no way of running them all can be much faster than.
     """
     torch.set_num_threads(threads)
     model, rng = network(), np.random.default_rng(0)
@@ -116,16 +115,19 @@ def measure(rounds: int = 15, side: int = 224, threads: int = 2) -> dict[str, An
         answers: dict[str, np.ndarray] = {}
         times: dict[str, list[float]] = {n: [] for n in opened}
         for _ in range(rounds):
-            for name in rng.permutation(list(opened)):
-                run, taken = opened[name](), []
-                answers[name] = run()
-                time.sleep(PAUSE)
-                run()  # its weights are in the caches, as they are where one network runs all the time
-                for _ in range(TIMES):
+            runs = {name: open_it() for name, open_it in opened.items()}
+            taken: dict[str, list[float]] = {n: [] for n in opened}
+            for _ in range(TURNS):
+                for name in rng.permutation(list(runs)):
+                    time.sleep(PAUSE)
+                    answers[name] = runs[
+                        name
+                    ]()  # its weights are in the caches, as where one network runs all the time
                     start = time.perf_counter()
-                    run()
-                    taken.append(time.perf_counter() - start)
-                times[name].append(statistics.median(taken))
+                    runs[name]()
+                    taken[name].append(time.perf_counter() - start)
+            for name, found in taken.items():
+                times[name].append(statistics.median(found))
     rate = products("onnxruntime", threads)()
     flops = evaluate(total_cost(graph).flops, sizes)
     limit = flops / rate / 1e6

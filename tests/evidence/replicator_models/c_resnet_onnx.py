@@ -31,7 +31,7 @@ SEEN = 10_000 // 128
     "ResNet-50, one image of 224 x 224, two threads, float32: at least as fast as what torch's exporter makes of "
     "transformers' on the same onnxruntime and 2 x torch, or, where its operations at the rate of onnxruntime's own "
     "products would take more than half of torch's time, at 90% of that rate; in 8 bits at least 1.8 x our float32",
-    3,
+    6,
 )
 def resnet_onnx() -> tuple[Any, bool | str]:
     found = measure(rounds=60)
