@@ -8,6 +8,7 @@ import mmap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 
@@ -15,6 +16,7 @@ MAPS = Path("/proc/self/maps")
 SMALL, LARGE = mmap.PAGESIZE, 2 << 20
 COLLAPSE = 25
 """MADV_COLLAPSE: moves what lies there into large pages at once (Linux 6.1); before that the advice is refused."""
+NAME = "large pages"
 FULL = 0.9
 """Of a large page, what must be in memory already: the rest of it comes in as well."""
 
@@ -23,13 +25,18 @@ Range = tuple[int, int]
 
 @contextmanager
 def large_pages() -> Iterator[None]:
-    """Memory that is taken in here, and filled, is moved into large pages at the end, where the system has them; else
-    this does nothing. Takes 0.2 s a GB and, for a moment, one large page."""
+    """Memory that is taken in here, and filled, is moved into large pages afterwards, where the system has them; else
+    this does nothing. In a thread, `NAME`, so that a first token needn't wait: it takes 0.2 s a GB, ten times that
+    where room must be made, and one large page at a time. Memory that is given back meanwhile is left alone."""
     before = _mapped()
     yield
-    if before:
-        for start, end in _new(before, _mapped()):
-            _collapse(start, end)
+    if found := list(_new(before, _mapped()) if before else ()):
+        Thread(target=_move, args=(found,), name=NAME, daemon=True).start()
+
+
+def _move(ranges: list[Range]) -> None:
+    for start, end in ranges:
+        _collapse(start, end)
 
 
 def _mapped() -> list[Range]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,13 @@ def resident(array: np.ndarray) -> int:
     return int(there.sum())
 
 
+def moved() -> None:
+    """Waits for what goes on in the background."""
+    for thread in threading.enumerate():
+        if thread.name == pages.NAME:
+            thread.join()
+
+
 def taken(pages: int) -> np.ndarray:
     """Fresh memory, bytes: so many large pages' worth, untouched."""
     return np.frombuffer(mmap.mmap(-1, pages * LARGE, flags=FLAGS), np.uint8)
@@ -63,6 +71,7 @@ def test_what_is_filled_inside_is_moved_and_stays_the_same() -> None:
         array = taken(16).view(np.uint32)
         array[:] = np.arange(array.size)
         before = held(array)["AnonHugePages"]
+    moved()
     if held(array)["AnonHugePages"] == before:
         pytest.skip("this system moves nothing into large pages at once")
     assert held(array)["AnonHugePages"] - before >= 14 * LARGE // 1024  # the ends needn't begin a large page
@@ -75,6 +84,7 @@ def test_what_was_there_before_stays() -> None:
     before = held(memory)["AnonHugePages"]
     with large_pages():
         pass
+    moved()
     assert held(memory)["AnonHugePages"] == before
 
 
@@ -82,7 +92,19 @@ def test_memory_that_nobody_touched_is_not_taken() -> None:
     with large_pages():
         array = taken(64)
         array[:: 2 * LARGE] = 1  # one small page of each other large one
+    moved()
     assert resident(array) == 32
+
+
+def test_memory_that_is_given_back_meanwhile_is_left_alone() -> None:
+    with large_pages():
+        memory = mmap.mmap(-1, 256 * LARGE, flags=FLAGS)
+        memory[:: mmap.PAGESIZE] = b"x" * (len(memory) // mmap.PAGESIZE)
+    memory.close()
+    again = taken(256)
+    again[:LARGE] = 1
+    moved()
+    assert resident(again) <= LARGE // mmap.PAGESIZE + LARGE // mmap.PAGESIZE and again[:LARGE].all()
 
 
 def test_the_weights_of_a_session_are_moved() -> None:
@@ -94,6 +116,7 @@ def test_the_weights_of_a_session_are_moved() -> None:
     model = lower(elaborate(spec, "f"), lambda name: np.ones((2048, 4096), np.float32))  # 32 MiB
     before = large()
     session = load(model)
+    moved()
     if large() == before:
         pytest.skip("this system moves nothing into large pages at once")
     assert large() - before >= 28 * 1024
@@ -106,4 +129,5 @@ def test_elsewhere_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
         array = taken(16)
         array[:] = 1
         before = held(array)
+    assert not any(t.name == pages.NAME for t in threading.enumerate())
     assert held(array) == before
