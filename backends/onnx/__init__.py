@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from .emitter import CannotLower
     from .genai import Generation
     from .lowering import Lowered, lower
+    from .prepared import discard
     from .quantization import PLAIN, Quantization, Scheme
     from .rules import EXCLUDED, RULES, rule
-    from .session import MODEL, Session, intermediates, load, run
+    from .session import MODEL, Session, intermediates, load, prepare, run
     from .writing import export, save
 
 _MODULES = {
@@ -25,9 +26,10 @@ _MODULES = {
     "emitter": "CannotLower",
     "genai": "Generation",
     "lowering": "Lowered lower",
+    "prepared": "discard",
     "quantization": "PLAIN Quantization Scheme",
     "rules": "EXCLUDED RULES rule",
-    "session": "MODEL Session intermediates load run",
+    "session": "MODEL Session intermediates load prepare run",
     "writing": "export save",
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names.split()}
@@ -55,10 +57,12 @@ __all__ = [
     "Session",
     "Verdict",
     "difference",
+    "discard",
     "export",
     "intermediates",
     "load",
     "lower",
+    "prepare",
     "reference_fixture",
     "rule",
     "run",

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,8 @@ SMALL, LARGE = mmap.PAGESIZE, 2 << 20
 COLLAPSE = 25
 """MADV_COLLAPSE: moves what lies there into large pages at once (Linux 6.1); before that the advice is refused."""
 NAME = "large pages"
+LATER = 0.3
+"""Seconds until it begins: whoever needs new memory meanwhile waits for it, and a first token does."""
 FULL = 0.9
 """Of a large page, what must be in memory already: the rest of it comes in as well."""
 
@@ -35,6 +38,7 @@ def large_pages() -> Iterator[None]:
 
 
 def _move(ranges: list[Range]) -> None:
+    time.sleep(LATER)
     for start, end in ranges:
         _collapse(start, end)
 

@@ -12,6 +12,7 @@ import numpy as np
 import onnxruntime as ort
 
 from .pages import large_pages
+from .prepared import prepared, write
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -29,6 +30,7 @@ NAMES = "planform.names"
 CHUNK = 256
 """Entries of a prompt that are taken at once: attention computes all scores of a chunk, those that a later entry of it
 would see too, so smaller ones save work; below 128 the products lose more."""
+PREPACKING_OFF = "session.disable_prepacking"
 IN_PLACE = ("linear", "window")
 """Layouts whose successor may be written over the state itself: one kernel reads and writes them."""
 
@@ -67,7 +69,7 @@ def options(
     out.intra_op_num_threads = threads or physical_cores()
     out.inter_op_num_threads = 1
     out.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
-    out.add_session_config_entry("session.disable_prepacking", str(int(not packed)))
+    out.add_session_config_entry(PREPACKING_OFF, str(int(not packed)))
     out.enable_mem_pattern = packed
     out.log_severity_level = 3
     for dim, size in (sizes or {}).items():
@@ -76,12 +78,30 @@ def options(
 
 
 def load(source: Source, settings: ort.SessionOptions | None = None) -> ort.InferenceSession:
-    """An onnxruntime session on the CPU, whose weights go on to lie in large pages (`large_pages`).
+    """An onnxruntime session on the CPU, whose weights soon lie in large pages (`large_pages`). Of a folder that was
+    prepared for this machine (`prepare`), what was prepared, unless the settings ask for the weights as they are.
 
     Raises: what onnxruntime raises for a model that it refuses."""
-    model = str(_file(source)) if isinstance(source, (str, Path)) else _bytes(source)
+    settings = settings or options()
+    if isinstance(source, (str, Path)):
+        model: str | bytes = str((prepared(Path(source)) if _lays_out(settings) else None) or _file(source))
+    else:
+        model = _bytes(source)
     with large_pages():
-        return ort.InferenceSession(model, settings or options(), providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
+
+
+def prepare(folder: str | Path) -> int:
+    """Lays out the weights of a folder made by `export` for this machine, beside its model, which stays as it is:
+    `load` then takes them. Returns their bytes. Raises: as `load`; OSError where nothing can be written."""
+    return write(Path(folder), MODEL, options())
+
+
+def _lays_out(settings: ort.SessionOptions) -> bool:
+    try:
+        return settings.get_session_config_entry(PREPACKING_OFF) != "1"
+    except RuntimeError:  # it isn't set
+        return True
 
 
 def _file(source: str | Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -39,7 +40,7 @@ def wrong(tmp_path: Path) -> Path:
 
 COMMANDS = [
     "check", "show", "ir", "explain", "train", "eval", "export", "verify", "generate", "schema", "demo",
-    "functa encode", "functa decode", "sample", "play",
+    "functa encode", "functa decode", "sample", "play", "prepare",
 ]  # fmt: skip
 
 
@@ -195,6 +196,35 @@ def test_export_verify_and_generate(folder: Path) -> None:
     written = run("generate", str(artefact), "--prompt", "abc", "--tokens", "5", "--temperature", "0")
     assert written.exit_code == 0 and written.stdout.startswith("abc") and "5 tokens by onnxruntime" in written.stderr
     assert run("generate", str(artefact), "--prompt", "").exit_code == 2
+
+
+def test_a_prepared_folder_is_checked_and_used(folder: Path, tmp_path: Path) -> None:
+    artefact = tmp_path / "onnx"
+    run("export", str(folder), "--out", str(artefact), "--positions", "256", "--quantize", "int4", "--budget", "9")
+    plain = run("generate", str(artefact), "--prompt", "abc", "--tokens", "20", "--temperature", "0")
+    told = json.loads(run("prepare", str(artefact), "--json").stdout)
+    assert told["bytes"] == sum(p.stat().st_size for p in artefact.glob("prepared.*"))
+    assert run("verify", str(artefact)).exit_code == 0
+    again = run("generate", str(artefact), "--prompt", "abc", "--tokens", "20", "--temperature", "0")
+    assert again.stdout == plain.stdout
+    data = artefact / "prepared.onnx.data"
+    times = data.stat().st_atime_ns, data.stat().st_mtime_ns
+    data.write_bytes(bytes(data.stat().st_size))
+    os.utime(data, ns=times)  # as far as the stamp tells it is the same file
+    assert run("verify", str(artefact)).exit_code == 1
+    assert "loads in" in run("prepare", str(artefact)).stdout and run("verify", str(artefact)).exit_code == 0
+
+
+def test_prepare_refuses_what_is_damaged_or_no_artefact(folder: Path, tmp_path: Path) -> None:
+    found = run("prepare", str(tmp_path))
+    assert found.exit_code == 2 and "is no folder that planform export made" in found.stderr
+    artefact = tmp_path / "onnx"
+    run("export", str(folder), "--out", str(artefact), "--positions", "256")
+    with open(artefact / "model.onnx.data", "r+b") as weights:
+        weights.write(b"damage")
+    found = run("prepare", str(artefact))
+    assert found.exit_code == 2 and "is not the file that was exported" in found.stderr
+    assert not list(artefact.glob("prepared*"))
 
 
 def test_verify_names_what_is_damaged(folder: Path, tmp_path: Path) -> None:

@@ -170,7 +170,7 @@ def agreement(names: Sequence[str], paths: dict[str, Path], options: Options) ->
 
 MEMORY_GROUPS = (
     ("float32", ("ours-f32-mapped", "ours-f32"), ("genai-f32", "llama-f32", "torch-f32")),
-    ("4 bits", ("ours-int4",), ("genai-int4", "llama-q4_0")),
+    ("4 bits", ("ours-int4-prepared", "ours-int4"), ("genai-int4", "llama-q4_0")),
 )
 
 

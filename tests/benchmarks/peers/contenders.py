@@ -164,6 +164,7 @@ class HandJax(Contender):
 
 KINDS: dict[str, tuple[type[Contender], str, str]] = {
     **{f"ours-{n}": (Ours, f"ours-{n}", "") for n in ("f32", "int4", "int4-kv8", "int8", "int8-kv8", "w8")},
+    "ours-int4-prepared": (Ours, "ours-int4-prepared", ""),
     "ours-f32-mapped": (OursMapped, "ours-f32", ""),
     **{f"genai-{n}": (Genai, f"genai-{n}", "onnxruntime_genai") for n in ("f32", "int4")},
     **{f"llama-{n}": (Llama, f"{n}.gguf", "llama_cpp") for n in ("f32", "q8_0", "q4_0")},

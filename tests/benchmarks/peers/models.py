@@ -32,6 +32,9 @@ OURS = {
 }
 """Our artefacts, by the options of `planform export`."""
 
+PREPARED = "-prepared"
+"""Ends the names of those that `planform prepare` laid out for this machine."""
+
 GENAI = {
     "genai-f32": ("fp32", {}),
     "genai-int4": ("int4", {"int4_block_size": 32, "int4_accuracy_level": 4}),
@@ -69,6 +72,9 @@ def built(folder: Path, size: str, form: str) -> Path:
     if form in OURS:
         run = built(folder.parent, size, "run")
         return _once(path, lambda out: _export(run, out, OURS[form]))
+    if (plain := form.removesuffix(PREPARED)) in OURS:
+        run = built(folder.parent, size, "run")
+        return _once(path, lambda out: _prepared(run, out, OURS[plain]))
     if form in GENAI:
         return _once(path, lambda out: _genai(source, out, *GENAI[form]))
     if form.endswith(".gguf"):
@@ -108,6 +114,11 @@ def _planform(*arguments: str) -> None:
 
 def _export(run: Path, out: Path, options: tuple[str, ...]) -> None:
     _planform("export", str(run), "--out", str(out), "--positions", str(POSITIONS), *options)
+
+
+def _prepared(run: Path, out: Path, options: tuple[str, ...]) -> None:
+    _export(run, out, options)
+    _planform("prepare", str(out))
 
 
 def _random(size: Size, out: Path) -> None:
