@@ -24,7 +24,7 @@ LEAST = 1024
 def write(folder: Path, model: str, settings: ort.SessionOptions) -> int:
     """Writes `PREPARED` with its data and its stamp for the file `model` of the folder, and returns their bytes.
 
-    Raises: what onnxruntime raises for a model that it refuses, OSError where nothing can be written.
+    Raises: OSError where onnxruntime refuses the model or nothing can be written; nothing is left then.
     """
     discard(folder)
     settings.optimized_model_filepath = str(folder / PREPARED)
@@ -34,8 +34,14 @@ def write(folder: Path, model: str, settings: ort.SessionOptions) -> int:
         ("save_external_prepacked_constant_initializers", "1"),
     ):
         settings.add_session_config_entry(f"session.{key}", value)
-    ort.InferenceSession(str(folder / model), settings, providers=["CPUExecutionProvider"])
-    (folder / STAMP).write_text(json.dumps(stamp(folder), indent=2))
+    try:
+        ort.InferenceSession(str(folder / model), settings, providers=["CPUExecutionProvider"])
+        (folder / STAMP).write_text(json.dumps(stamp(folder), indent=2))
+    except BaseException as error:
+        discard(folder)
+        if isinstance(error, Exception) and not isinstance(error, OSError):  # onnxruntime's own say no more than that
+            raise OSError(f"onnxruntime can't lay out {model}: {error}") from error
+        raise
     return sum((folder / name).stat().st_size for name in (PREPARED, DATA, STAMP) if (folder / name).exists())
 
 

@@ -93,7 +93,7 @@ def load(source: Source, settings: ort.SessionOptions | None = None) -> ort.Infe
 
 def prepare(folder: str | Path) -> int:
     """Lays out the weights of a folder made by `export` for this machine, beside its model, which stays as it is:
-    `load` then takes them. Returns their bytes. Raises: as `load`; OSError where nothing can be written."""
+    `load` then takes them. Returns their bytes. Raises: OSError where onnxruntime refuses or nothing can be written."""
     return write(Path(folder), MODEL, options())
 
 

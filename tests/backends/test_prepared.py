@@ -58,3 +58,17 @@ def test_nothing_is_taken_that_may_not_fit(what: str, tmp_path: Path, monkeypatc
         name = {"model": "model.onnx", "weights": "model.onnx.data", "prepared": "prepared.onnx.data"}[what]
         os.utime(folder / name, (1, 1))
     assert loaded(folder) == "model.onnx"
+
+
+def test_nothing_is_left_of_what_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, *_ = tiny(tmp_path, None)
+    before = {p.name for p in folder.iterdir()}
+
+    def full(path: str, settings: object, **_: object) -> None:
+        (folder / "prepared.onnx.data").write_bytes(b"half of it")
+        raise Exception("No space left on device")
+
+    monkeypatch.setattr(prepared.ort, "InferenceSession", full)
+    with pytest.raises(OSError, match=r"onnxruntime can't lay out model\.onnx: No space left"):
+        prepare(folder)
+    assert {p.name for p in folder.iterdir()} == before

@@ -225,6 +225,10 @@ def test_prepare_refuses_what_is_damaged_or_no_artefact(folder: Path, tmp_path: 
     found = run("prepare", str(artefact))
     assert found.exit_code == 2 and "is not the file that was exported" in found.stderr
     assert not list(artefact.glob("prepared*"))
+    run("export", str(folder), "--out", str(artefact), "--positions", "256")
+    (artefact / "prepared.onnx").mkdir()
+    found = run("prepare", str(artefact))
+    assert found.exit_code == 2 and "prepared.onnx: Is a directory" in found.stderr
 
 
 def test_verify_names_what_is_damaged(folder: Path, tmp_path: Path) -> None:

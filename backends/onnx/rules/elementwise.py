@@ -48,7 +48,7 @@ def simple(m: Emitter, node: Node, *inputs: ir.Value) -> ir.Value:
     if images and all(m.stands_turned(x) and t == node.output.type for x, t in images.items()):
         # Images stay as convolutions have them; a sum of two is one of whole numbers where they are. onnxruntime comes
         # to the last operand first and lets the convolution that it comes to last add in place: in the order of the
-        # graph that is the one whose image was just made (a ResNet-50's first blocks take 3% less).
+        # graph that is the one whose image was just made (a ResNet-50's first blocks take 2% less).
         given = [m.turned(x) if x in images else x for x in inputs]
         if len(images) == 2 and node.op.name == "add":
             given = [in_8_bits(m, x) for x in reversed(given)]

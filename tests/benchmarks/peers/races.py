@@ -60,7 +60,7 @@ GEMMA2 = (
     Race(
         "prefill_int8", "prefill", ("ours-int8",),
         ("genai-f32", "torch-f32", "genai-int4", "llama-q4_0", "llama-q8_0"), 2.0,
-        every={"torch-f32": 4, "genai-int4": 4, "llama-q8_0": 4, "llama-q4_0": 4},
+        every={"torch-f32": 4, "genai-int4": 2, "llama-q8_0": 4, "llama-q4_0": 2},
     ),
 )  # fmt: skip
 
