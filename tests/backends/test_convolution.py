@@ -53,10 +53,11 @@ SAME: dict[str, Any] = {
 }
 
 
+@pytest.mark.parametrize("channels", [6, 9])  # few enough for onnxruntime to read them where they lie, and not
 @pytest.mark.parametrize("expression", SAME)
-def test_is_what_torch_computes_and_so_are_its_gradients(expression: str) -> None:
-    rng, graph = np.random.default_rng(0), graph_of(expression)
-    x = rng.standard_normal((2, 11, 9, 6)).astype(np.float32)
+def test_is_what_torch_computes_and_so_are_its_gradients(expression: str, channels: int) -> None:
+    rng, graph = np.random.default_rng(0), graph_of(expression, f"height, width, {channels}")
+    x = rng.standard_normal((2, 11, 9, channels)).astype(np.float32)
     weights = {p.path: rng.standard_normal(p.type.shape({})).astype(np.float32) for p in graph.parameters}
     theirs = torch.tensor(x.transpose(0, 3, 1, 2), requires_grad=True)
     w = [torch.tensor(a.transpose(3, 2, 0, 1), requires_grad=True) for a in weights.values()]
@@ -83,6 +84,27 @@ def test_of_equal_cells_one_has_the_gradient() -> None:
     run = {p: lower(graph, Policy(platform=p)) for p in ("cpu", "gpu")}
     mine, theirs = (jax.vjp(lambda x, f=f: f({}, {"x": x})["y"], x)[1](above)[0] for f in run.values())
     np.testing.assert_allclose(mine, theirs, atol=1e-6)
+
+
+def test_relu_is_the_maximum_and_has_its_gradient_everywhere() -> None:
+    x = np.array([[-np.inf, -1.0, -0.0, 0.0, 1e-30, 2.0, np.inf, np.nan]], np.float32)
+    graph = graph_of("relu", "8")
+    for platform in ("cpu", "gpu"):
+        run = lower(graph, Policy(platform=platform))
+        y, back = jax.vjp(lambda x, f=run: f({}, {"x": x})["y"], x)
+        np.testing.assert_array_equal(y, np.maximum(x, 0))
+        np.testing.assert_array_equal(back(np.ones_like(x))[0][0, :7], [0, 0, 0, 0, 1, 1, 1])
+
+
+def test_a_stack_of_images_of_few_channels_is_read_where_it_lies() -> None:
+    rng, graph = np.random.default_rng(0), graph_of("conv2d(4, [3, 2], stride=[1, 2])", "time, height, width, 3")
+    x = rng.standard_normal((2, 3, 11, 9, 3)).astype(np.float32)
+    weights = {p.path: rng.standard_normal(p.type.shape({})).astype(np.float32) for p in graph.parameters}
+    exported = onnx_lower(graph, weights.__getitem__)
+    kinds = [n.op_type for n in exported.model.graph]
+    assert "Transpose" not in kinds[: kinds.index("Conv")]
+    want = lower(graph, Policy())(weights, {"x": x})["y"]
+    assert relative(onnx_run(exported, {"x": x})["y"], np.asarray(want)) < 1e-5
 
 
 def test_how_tensorflow_pads_is_said_by_numbers() -> None:
