@@ -44,6 +44,7 @@ SAME: dict[str, Any] = {
     "conv2d(9, [3, 2], stride=[1, 3], padding=1, dilation=2, groups=3)": lambda x, w: torch.nn.functional.conv2d(
         x, w, stride=(1, 3), padding=1, dilation=2, groups=3
     ),
+    "conv2d(9, 3, groups=3)": lambda x, w: torch.nn.functional.conv2d(x, w, padding=1, groups=3),
     'conv2d(4, 5, padding="valid")': lambda x, w: torch.nn.functional.conv2d(x, w),
     "max_pool(3, stride=2)": lambda x, w: torch.nn.functional.max_pool2d(x, 3, 2, 1),
     'max_pool(2, padding="valid")': lambda x, w: torch.nn.functional.max_pool2d(x, 2),

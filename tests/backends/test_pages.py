@@ -61,6 +61,16 @@ def moved() -> None:
             thread.join()
 
 
+def supported() -> bool:
+    """Whether this system moves memory into large pages at once."""
+    array = taken(4)
+    array[:] = 1
+    before = held(array)["AnonHugePages"]
+    first = -(-array.ctypes.data // LARGE) * LARGE
+    ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(3 * LARGE), pages.COLLAPSE)
+    return held(array)["AnonHugePages"] > before
+
+
 def taken(pages: int) -> np.ndarray:
     """Fresh memory, bytes: so many large pages' worth, untouched."""
     return np.frombuffer(mmap.mmap(-1, pages * LARGE, flags=FLAGS), np.uint8)
@@ -72,7 +82,7 @@ def test_what_is_filled_inside_is_moved_and_stays_the_same() -> None:
         array[:] = np.arange(array.size)
         before = held(array)["AnonHugePages"]
     moved()
-    if held(array)["AnonHugePages"] == before:
+    if not supported():
         pytest.skip("this system moves nothing into large pages at once")
     assert held(array)["AnonHugePages"] - before >= 14 * LARGE // 1024  # the ends needn't begin a large page
     assert np.array_equal(array, np.arange(array.size, dtype=np.uint32))
@@ -117,7 +127,7 @@ def test_the_weights_of_a_session_are_moved() -> None:
     before = large()
     session = load(model)
     moved()
-    if large() == before:
+    if not supported():
         pytest.skip("this system moves nothing into large pages at once")
     assert large() - before >= 28 * 1024
     assert run(session, {"x": np.ones((1, 2048))})

@@ -215,6 +215,25 @@ def test_a_prepared_folder_is_checked_and_used(folder: Path, tmp_path: Path) -> 
     assert "loads in" in run("prepare", str(artefact)).stdout and run("verify", str(artefact)).exit_code == 0
 
 
+def test_what_is_laid_out_wrongly_is_not_kept(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from planform.backends.onnx import prepared, session
+
+    artefact, write = tmp_path / "onnx", prepared.write
+
+    def wrong(folder: Path, *rest: Any) -> int:
+        size = write(folder, *rest)
+        data = folder / prepared.DATA
+        data.write_bytes(bytes(data.stat().st_size))
+        (folder / prepared.STAMP).write_text(json.dumps(prepared.stamp(folder)))
+        return size
+
+    monkeypatch.setattr(session, "write", wrong)
+    run("export", str(folder), "--out", str(artefact), "--positions", "256")
+    found = run("prepare", str(artefact))
+    assert found.exit_code == 2 and "planform verify" in found.stderr
+    assert not list(artefact.glob("prepared*")) and run("verify", str(artefact)).exit_code == 0
+
+
 def test_prepare_refuses_what_is_damaged_or_no_artefact(folder: Path, tmp_path: Path) -> None:
     found = run("prepare", str(tmp_path))
     assert found.exit_code == 2 and "is no folder that planform export made" in found.stderr
