@@ -18,6 +18,7 @@ from planform.compiler.ir import Graph
 from .contract import Fixture, write_contract
 from .genai import Generation, for_genai, write_config
 from .lowering import Parameters, lower
+from .prepared import discard
 from .quantization import PLAIN, Quantization
 from .quantization.products import SAME_BYTES
 from .session import MODEL
@@ -41,7 +42,7 @@ def export(
 
     Weights are asked for one at a time, in the order of the file, so no more than the largest one (packed
     ones together) is in memory. The bytes depend on the arguments alone. Everything is written beside the
-    folder first; files of other names in it stay.
+    folder first; files of other names in it stay, but for what `prepare` made of an earlier model.
 
     Args:
         graph: a whole-sequence graph, or one in step form.
@@ -65,6 +66,7 @@ def export(
         if genai is not None:
             write_config(stage, lowered, genai, lowered.max_positions or max_positions)
         write_contract(stage, lowered, metadata, fixture)
+    discard(folder)
     return folder
 
 

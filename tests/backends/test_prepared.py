@@ -60,6 +60,15 @@ def test_nothing_is_taken_that_may_not_fit(what: str, tmp_path: Path, monkeypatc
     assert loaded(folder) == "model.onnx"
 
 
+def test_another_model_takes_its_place(tmp_path: Path) -> None:
+    folder, *_ = tiny(tmp_path, Scheme("int4", 32))
+    prepare(folder)
+    (folder / "mine.txt").write_text("stays")
+    tiny(tmp_path, None)
+    assert loaded(folder) == "model.onnx" and (folder / "mine.txt").exists()
+    assert not list(folder.glob("prepared*"))
+
+
 def test_nothing_is_left_of_what_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, *_ = tiny(tmp_path, None)
     before = {p.name for p in folder.iterdir()}
