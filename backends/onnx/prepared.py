@@ -62,11 +62,11 @@ def prepared(folder: Path) -> Path | None:
 
 def stamp(folder: Path) -> dict[str, Any]:
     """What a prepared model goes with: the runtime, the processor, and the files that it is made of and consists of."""
-    files = sorted(p for p in folder.iterdir() if p.name.endswith((".onnx", ".onnx.data")))
+    files = {p.name: p.stat() for p in sorted(folder.iterdir()) if p.name.endswith((".onnx", ".onnx.data"))}
     return {
         "onnxruntime": ort.__version__,
         "processor": processor(),
-        "files": {p.name: [p.stat().st_size, p.stat().st_mtime_ns] for p in files},
+        "files": {name: [s.st_size, s.st_mtime_ns] for name, s in files.items()},
     }
 
 

@@ -59,6 +59,16 @@ def kinds(lowered: Lowered) -> Counter[str]:
     return Counter(n.op_type for n in lowered.model.graph)
 
 
+def written(text: str) -> tuple[dict[str, np.ndarray], Counter[str]]:
+    """(parameters of a network, the kinds of nodes of its file), once the file gave what the reference gives."""
+    graph = elaborate(load_text(text, "network.yaml"), "g")
+    parameters = parameters_of(graph)
+    lowered = lower(graph, parameters.__getitem__)
+    want = reference(graph, parameters, {"image": images()})["y"]
+    assert relative(run(lowered, {"image": images()})["y"], want) < 1e-5
+    return parameters, kinds(lowered)
+
+
 def optimised(lowered: Lowered, folder: Path) -> Counter[str]:
     """What the runtime makes of it, on a machine with whole numbers."""
     save(lowered.model, folder / "model.onnx")
@@ -72,24 +82,15 @@ def optimised(lowered: Lowered, folder: Path) -> Counter[str]:
 def test_norms_are_in_the_kernels_and_images_turned_once() -> None:
     """A convolution of dilated columns wants the image's channels ahead."""
     first = "image >> conv2d(c, 5, stride=2, dilation=2, bias=true) >> batch_norm"
-    text = NETWORK.replace("image >> unit(c, 5, 2)", first)
-    graph = elaborate(load_text(text, "network.yaml"), "g")
-    parameters = parameters_of(graph)
-    lowered = lower(graph, parameters.__getitem__)
-    found, pooled = kinds(lowered), {"GlobalAveragePool": 1, "Reshape": 1}
+    _, found = written(NETWORK.replace("image >> unit(c, 5, 2)", first))
+    pooled = {"GlobalAveragePool": 1, "Reshape": 1}
     assert found == {"Transpose": 1, "Conv": 6, "Relu": 5, "MaxPool": 1, "Add": 2, **pooled}
-    want = reference(graph, parameters, {"image": images()})["y"]
-    assert relative(run(lowered, {"image": images()})["y"], want) < 1e-5
 
 
 def test_images_of_few_channels_are_read_where_they_lie() -> None:
-    graph = elaborate(load_text(NETWORK, "network.yaml"), "g")
-    parameters = parameters_of(graph)
-    lowered = lower(graph, parameters.__getitem__)
-    found, pooled = kinds(lowered), {"GlobalAveragePool": 1, "Reshape": 2}
+    parameters, found = written(NETWORK)
+    pooled = {"GlobalAveragePool": 1, "Reshape": 2}
     assert found == {"Unsqueeze": 1, "Conv": 6, "Relu": 5, "MaxPool": 1, "Add": 2, **pooled}
-    want = reference(graph, parameters, {"image": images()})["y"]
-    assert relative(run(lowered, {"image": images()})["y"], want) < 1e-5
     assert all(np.isfinite(parameters[n]).all() for n in parameters)
 
 
@@ -99,10 +100,7 @@ def test_a_norm_that_stands_alone_stays_a_factor_and_a_shift() -> None:
         "      h = image >> conv2d(c, 3)\n"
         "      y = (h >> batch_norm >> relu) + (h >> conv2d(c, 1)) >> batch_norm\n"
     )  # fmt: skip
-    graph = elaborate(load_text(text.replace("  layer:", "  other:"), "network.yaml"), "g")
-    parameters = parameters_of(graph)
-    want = reference(graph, parameters, {"image": images()})["y"]
-    assert relative(run(lower(graph, parameters.__getitem__), {"image": images()})["y"], want) < 1e-5
+    written(text.replace("  layer:", "  other:"))
 
 
 def test_residual_networks_have_nothing_else() -> None:

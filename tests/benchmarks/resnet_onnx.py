@@ -122,11 +122,10 @@ def measure(rounds: int = 15, side: int = 224, threads: int = 2) -> dict[str, An
             for _ in range(TURNS):
                 for name in rng.permutation(list(runs)):
                     time.sleep(PAUSE)
-                    answers[name] = runs[
-                        name
-                    ]()  # its weights are in the caches, as where one network runs all the time
+                    run = runs[name]
+                    answers[name] = run()  # its weights are in the caches, as where one network runs all the time
                     start = time.perf_counter()
-                    runs[name]()
+                    run()
                     taken[name].append(time.perf_counter() - start)
             for name, found in taken.items():
                 times[name].append(statistics.median(found))

@@ -69,12 +69,9 @@ def built(folder: Path, size: str, form: str) -> Path:
     source = built(folder.parent, size, "checkpoint")
     if form == "run":
         return _once(path, lambda out: _planform("import", str(source), "--spec", SIZES[size].spec, "--out", str(out)))
-    if form in OURS:
-        run = built(folder.parent, size, "run")
-        return _once(path, lambda out: _export(run, out, OURS[form]))
     if (plain := form.removesuffix(PREPARED)) in OURS:
         run = built(folder.parent, size, "run")
-        return _once(path, lambda out: _prepared(run, out, OURS[plain]))
+        return _once(path, lambda out: _export(run, out, OURS[plain], prepare=plain != form))
     if form in GENAI:
         return _once(path, lambda out: _genai(source, out, *GENAI[form]))
     if form.endswith(".gguf"):
@@ -112,13 +109,10 @@ def _planform(*arguments: str) -> None:
     _run(sys.executable, "-c", code, *arguments, PYTHONPATH=path)
 
 
-def _export(run: Path, out: Path, options: tuple[str, ...]) -> None:
+def _export(run: Path, out: Path, options: tuple[str, ...], prepare: bool) -> None:
     _planform("export", str(run), "--out", str(out), "--positions", str(POSITIONS), *options)
-
-
-def _prepared(run: Path, out: Path, options: tuple[str, ...]) -> None:
-    _export(run, out, options)
-    _planform("prepare", str(out))
+    if prepare:
+        _planform("prepare", str(out))
 
 
 def _random(size: Size, out: Path) -> None:
