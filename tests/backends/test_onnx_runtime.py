@@ -12,12 +12,12 @@ import onnxruntime as ort
 import pytest
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
-from planform.backends.onnx import lower
+from planform.backends.onnx import Session, load, lower
 from planform.backends.onnx.emitter import MICROSOFT
 from planform.backends.onnx.lowering import IR_VERSION, OPSET
 from planform.backends.onnx.session import options
 
-from .onnx_models import fused, gemma, step, weights
+from .onnx_models import fused, gemma, step, tokens, weights
 
 # Ops with a float32 kernel of their own, by the version that opset 24 selects. Others would be expanded into
 # dozens of small ones (as Attention is from opset 25 on) or fail.
@@ -44,6 +44,28 @@ def test_every_standard_op_in_use_is_older_than_the_opset() -> None:
     for (domain, name), version in KERNELS.items():
         if not domain:
             assert onnx.defs.get_schema(name, OPSET).since_version == version
+
+
+def test_sizes_that_are_known_are_no_longer_open() -> None:
+    lowered = lower(fused(step(gemma(), last=True)), weights(gemma()).__getitem__)
+    (given,) = (i for i in load(lowered, options(sizes={"batch": 3})).get_inputs() if i.name == "tokens")
+    assert given.shape[0] == 3 and not isinstance(given.shape[1], int)
+
+
+@pytest.mark.parametrize("packed, widths", [(True, [256, 44]), (False, [128, 128, 44])])
+def test_a_prompt_is_taken_in_chunks(packed: bool, widths: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    lowered = lower(fused(step(gemma(), last=True)), weights(gemma()).__getitem__, max_positions=512)
+    session, taken = Session(lowered, packed=packed), []
+    advance = session.advance
+
+    def seen(tokens: np.ndarray, count: np.ndarray | None = None) -> np.ndarray:
+        taken.append(tokens.shape[1])
+        return advance(tokens, count)
+
+    monkeypatch.setattr(session, "advance", seen)
+    session.reset(1, 512)
+    session.prefill(tokens(1, 300))
+    assert taken == widths
 
 
 def optimised(model: ir.Model, folder: Path) -> Counter[str]:

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 
 from planform.backends.onnx import Scheme, Session, discard, load, prepare, prepared
@@ -24,6 +25,12 @@ def logits(folder: Path, packed: bool = True) -> np.ndarray:
 
 def loaded(folder: Path, packed: bool = True) -> str:
     return Path(load(folder, options(packed=packed))._model_path).name
+
+
+def test_settings_of_the_users_own_will_do(tmp_path: Path) -> None:
+    folder, *_ = tiny(tmp_path, Scheme("int4", 32))
+    prepare(folder)
+    assert Path(load(folder, ort.SessionOptions())._model_path).name == "prepared.onnx"
 
 
 @pytest.mark.parametrize("scheme", [None, Scheme("int4", 32), Scheme("int8")])
