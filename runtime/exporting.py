@@ -226,7 +226,7 @@ def export_model(
 
 
 def _fixture(graph: Graph, exported: Graph, parameters: Arrays, positions: int, typical: Arrays | None = None) -> Any:
-    """Two rows; of streams one padded: a prompt, and a few single entries across the end of the longest window.
+    """Two rows; of streams one padded: a prompt in two chunks, and single entries across the end of the longest window.
 
     typical  inputs to cut it from; else they are random
     """
@@ -253,7 +253,8 @@ def _fixture(graph: Graph, exported: Graph, parameters: Arrays, positions: int, 
 
         return {**{n: cut(n, a) for n, a in inputs.items()}, "count": np.array(count, np.int32)}
 
-    chunks = [chunk(0, time, [time, max(1, time - 5)])]
+    cuts = (0, time // 2, time)
+    chunks = [chunk(a, b, [b - a, max(1, b - a - 5)]) for a, b in zip(cuts, cuts[1:])]
     chunks += [chunk(time + i, time + i + 1, [1, 1]) for i in range(singles)]
     if large:
         return _by_xla(graph, parameters, chunks, time + singles)

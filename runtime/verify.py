@@ -257,8 +257,9 @@ class Plan:
 
     @staticmethod
     def prompt(time: int, batch: int) -> Plan:
-        """All at once, every row a bit shorter than the one before."""
-        return Plan(((time, tuple(max(1, time - 3 * b) for b in range(batch))),))
+        """In two long chunks, in each every row a bit shorter than the one before."""
+        halves = (time + 1) // 2, time // 2
+        return Plan(tuple((half, tuple(max(1, half - 3 * b) for b in range(batch))) for half in halves))
 
     @staticmethod
     def tokens(time: int, window: int, batch: int) -> Plan:

@@ -23,6 +23,10 @@ from .quantization.products import Product
 from .quantization.scheme import PLAIN, Quantization
 
 MICROSOFT = "com.microsoft"
+WINDOW_SLACK = 16
+"""Rows of a window's cache beyond the window: old rows are moved away once in so many steps, not at each."""
+CONSTANT, FOLD = "constant", "fold"
+"""First parts of the keys under which initializers are shared."""
 
 # The CPU runtime computes in float32 whatever float the graph asks for: it has hardly any 16-bit kernels.
 ONNX_DTYPES: dict[str, ir.DataType] = {
@@ -101,7 +105,7 @@ class Emitter:
     _merged: dict[tuple[ir.Value, int], ir.Value] = field(default_factory=dict)
     _flat: dict[ir.Value, ir.Value] = field(default_factory=dict)
     _turned: dict[ir.Value, ir.Value] = field(default_factory=dict)  # an image -> the same, channels first
-    _shared: dict[Any, Any] = field(default_factory=dict)
+    _shared: dict[tuple[Any, ...], Any] = field(default_factory=dict)
     _names: dict[str, int] = field(default_factory=dict)
 
     # Names
@@ -142,6 +146,34 @@ class Emitter:
         """Adds one of the runtime's own fused ops."""
         return self.op(kind, *inputs, domain=MICROSOFT, outputs=outputs, **attributes)
 
+    def either(
+        self,
+        condition: ir.Value,
+        then: Callable[[], Sequence[ir.Value]],
+        otherwise: Callable[[], Sequence[ir.Value]],
+        *types: ir.DataType,
+    ) -> Any:
+        """Adds an If of two branches, each what its function emits, with results of these types. What a branch emits
+        and shares is its own, its constants too: each value from outside that a branch reads costs time at every run.
+        A state may be written in place in a branch as it may outside."""
+        branches: dict[str, Any] = {}
+        for name, make in (("then_branch", then), ("else_branch", otherwise)):
+            nodes, shared = self.nodes, self._shared
+            around = {k: v for k, v in shared.items() if k[0] != CONSTANT}
+            self.nodes, self._shared = [], dict(around)
+            try:
+                results = [x if x.producer() in self.nodes else self.op("Identity", x) for x in make()]
+                for x, type in zip(results, types, strict=True):
+                    x.type = ir.TensorType(type)
+                constants = [v for k, v in self._shared.items() if k[0] == CONSTANT]
+                branches[name] = ir.Graph(
+                    (), results, nodes=self.nodes, initializers=constants, name=self.fresh(f"{self.path}/{name}")
+                )
+                shared |= {k: v for k, v in self._shared.items() if k[0] == FOLD}
+            finally:
+                self.nodes, self._shared = nodes, shared
+        return self.op("If", condition, outputs=len(types), **branches)
+
     def biased(self, x: ir.Value, bias: ir.Value | None) -> ir.Value:
         """x plus a bias, if there is one; `bias_of` tells those whose kernel adds it on its way."""
         if bias is None:
@@ -150,7 +182,7 @@ class Emitter:
         self.bias_of[y] = x, bias
         return y
 
-    def shared(self, key: Any, make: Callable[[], Any]) -> Any:
+    def shared(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
         """What `make` emits, once for all uses under the same key (masks, angles, lengths)."""
         if key not in self._shared:
             with self.at("shared"):
@@ -174,7 +206,7 @@ class Emitter:
     def constant(self, value: Any, dtype: Any = np.float32) -> ir.Value:
         """An initializer with a known array; equal ones are one."""
         array = np.asarray(value, dtype)
-        key = ("constant", array.dtype.str, array.shape, array.tobytes())
+        key = (CONSTANT, array.dtype.str, array.shape, array.tobytes())
 
         def make() -> ir.Value:
             return self.weight("constant", ir.DataType.from_numpy(array.dtype), array.shape, lambda: array)
@@ -195,7 +227,7 @@ class Emitter:
             arrays = [w.const_value for w in weights]
             return self.weight(joined(names) + suffix, dtype, shape, lambda: make(*(a.numpy() for a in arrays)))  # type: ignore[union-attr]
 
-        return self.shared(("fold", suffix, *names), new)
+        return self.shared((FOLD, suffix, *names), new)
 
     # Shapes
 

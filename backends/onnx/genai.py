@@ -18,7 +18,7 @@ from typing import Any
 import onnx_ir as ir
 
 from .emitter import CannotLower, StateLayout
-from .lowering import Lowered, live
+from .lowering import Lowered, live, read
 from .session import ATTENTION_MASK, COUNT, IN_PLACE, LENGTH, NAMES, PAST, PRESENT
 from .session import MODEL as FILE
 
@@ -80,7 +80,7 @@ def for_genai(lowered: Lowered) -> Lowered:
 
 def _places(graph: ir.Graph, states: list[StateLayout]) -> dict[tuple[int, str], StateLayout]:
     """States by (layer, kind). Layers are numbered in the order in which the model runs them."""
-    first = {id(v): i for i, n in reversed(list(enumerate(graph))) for v in n.inputs}
+    first = {id(v): i for i, n in reversed(list(enumerate(graph))) for v in read(n)}
     layers: dict[str, int] = {}
     found: dict[tuple[int, str], StateLayout] = {}
     for s in sorted(states, key=lambda s: first.get(id(s.past), len(first))):
@@ -201,5 +201,5 @@ def _ids(generation: Generation) -> dict[str, Any]:
 
 def _attribute(lowered: Lowered, name: str) -> set[int]:
     """The values of an attribute of the model's attention nodes."""
-    nodes = (n for n in lowered.model.graph if n.op_type == "GroupQueryAttention")
+    nodes = (n for n in lowered.model.graph.all_nodes() if n.op_type == "GroupQueryAttention")
     return {n.attributes[name].as_int() for n in nodes if name in n.attributes}

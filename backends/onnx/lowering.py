@@ -309,6 +309,6 @@ def read(node: ir.Node) -> set[ir.Value]:
     for attribute in node.attributes.values():
         if attribute.type == ir.AttributeType.GRAPH:
             body = attribute.as_graph()
-            own = {*body.inputs, *(v for n in body for v in n.outputs)}
+            own = {*body.inputs, *body.initializers.values(), *(v for n in body for v in n.outputs)}
             found |= {v for n in body for v in read(n)} - own
     return found

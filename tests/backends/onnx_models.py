@@ -3,9 +3,11 @@ forms."""
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import cache
 
 import numpy as np
+import onnx
 
 from planform.compiler.elaborate import elaborate
 from planform.compiler.ir import Graph
@@ -55,3 +57,13 @@ def fused(graph: Graph) -> Graph:
 
 def tokens(batch: int, time: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, VOCAB, (batch, time)).astype(np.int32)
+
+
+def decoding(graph: onnx.GraphProto) -> Counter[str]:
+    """Op counts of what runs for one entry: the second branch where there are two."""
+    found = Counter(n.op_type for n in graph.node)
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.name == "else_branch":
+                found += decoding(attribute.g)
+    return found

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -197,13 +198,21 @@ def _edited(change: object) -> object:
     return apply
 
 
+def every_node(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Those of branches too."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            yield from every_node(attribute.g)
+
+
 def _wider_window(graph: onnx.GraphProto) -> None:
-    node = next(n for n in graph.node if n.op_type == "GroupQueryAttention")
+    node = next(n for n in every_node(graph) if n.op_type == "GroupQueryAttention")
     next(a for a in node.attribute if a.name == "local_window_size").i += 1
 
 
 def _without_cap(graph: onnx.GraphProto) -> None:
-    for node in graph.node:
+    for node in every_node(graph):
         for a in node.attribute:
             if a.name == "softcap":
                 a.f = 0.0

@@ -84,13 +84,13 @@ def test_what_runs_is_what_was_written(tmp_path: Path) -> None:
         "Div": 4, "Neg": 4, "Exp": 8, "Sigmoid": 4, "Softsign": 4, "Sqrt": 4, "If": 4,
         "Transpose": 8, "FusedMatMul": 8 + 1,  # two gates; the head
         "Reshape": 12,  # what the gates take and give
-        "Mul": 4 * 4 + 5 + 3,  # input, normaliser twice, gate of the layer; feed-forward parts; sqrt(d), cap, angles
-        "Add": 4 * 5 + 5 + 4,  # biases, the gate's 1, the reset; feed-forward parts; lengths and positions
+        "Mul": 4 * 5 + 5 + 3,  # input, normaliser twice, step, gate of the layer; feed-forward; sqrt(d), cap, angles
+        "Add": 4 * 6 + 5 + 4,  # biases, the gate's 1, the reset, step; feed-forward parts; lengths and positions
         # the layer of attention
         "GroupQueryAttention": 1, "RotaryEmbedding": 2, "Cos": 1, "Sin": 1, "Split": 1,
         # the rest
         "MatMul": 4 * 3 + 2 + 5 * 3, "FastGelu": 4 + 5, "SkipSimplifiedLayerNormalization": 10,
         "RMSNormalization": 1, "Gather": 1, "GatherND": 4 + 4 + 3, "Tanh": 4 + 1, "Where": 4 + 1 + 1,
-        "Cast": 6, "Shape": 2, "Unsqueeze": 17, "Range": 1, "Max": 1, "ReduceMax": 1, "Sub": 2, "Less": 1,
-        "Equal": 2, "GreaterOrEqual": 1,
+        "Cast": 6, "Shape": 2, "Unsqueeze": 17 + 4, "Range": 1, "Max": 1, "ReduceMax": 1, "Sub": 2, "Less": 1,
+        "Equal": 1, "Greater": 1, "GreaterOrEqual": 1,
     }  # fmt: skip

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from importlib import resources
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,17 @@ import pytest
 
 from planform.backends import reference
 from planform.backends.onnx import Session, difference, intermediates, lower, run
+from planform.backends.onnx.emitter import WINDOW_SLACK
+from planform.backends.onnx.rules import capped
+from planform.backends.onnx.rules.capped import CAPPED
+from planform.compiler.elaborate import elaborate
 from planform.compiler.ir import Graph
 from planform.compiler.passes.stateful import stateful
+from planform.spec import load_text
+from planform.spec.find import SHIPPED
 
 from ..compiler.graphs import decoder, parameters
-from .onnx_models import WINDOW, fused, gemma, step, tokens, weights
+from .onnx_models import DIMS, WINDOW, decoding, fused, gemma, step, tokens, weights
 
 TIME = 3 * WINDOW + 5
 TOLERANCE = 2e-5
@@ -179,7 +186,7 @@ def test_a_whole_sequence_model_is_no_session() -> None:
 
 def test_one_kernel_a_layer_and_nothing_left_of_what_it_took_over() -> None:
     graph = fused(step(gemma(), last=True))
-    found = Counter(n.op_type for n in lower(graph, weights(graph).__getitem__).model.graph)
+    found = decoding(ir.to_proto(lower(graph, weights(graph).__getitem__).model).graph)
     layers = 4
     assert found["GroupQueryAttention"] == layers
     assert found["MatMul"] == 5 * layers  # packed projections, output, gate, up, down
@@ -240,3 +247,73 @@ def test_the_first_wrong_value_names_the_fault() -> None:
 
     reference.run(graph, right, inputs, watch=watch)
     assert off[0] == "lm.layer[2].feed.glu.up"
+
+
+COUNTS = ([CAPPED, 3, 9], [CAPPED + 1, 2, 20], [1, 1, 1], [0, 40, 0], [1, 1, 1], [2, CAPPED, 1], [29, 1, 0], [1, 1, 1],
+          [1, 0, 1], [CAPPED, 17, 30], [1, 1, 1])  # fmt: skip
+"""Entries of three rows in each chunk: padded, paused, one by one and many, which attend by single ops."""
+
+
+def fed(s: Session, ids: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """(entries before, entries now, outputs) of each chunk of `COUNTS`."""
+    s.reset(3, 128)
+    length = np.zeros(3, int)
+    for counts in COUNTS:
+        chunk = np.zeros((3, max(counts)), np.int32)
+        for row, n in enumerate(counts):
+            chunk[row, :n] = ids[row, length[row] : length[row] + n]
+        yield length.copy(), np.array(counts), s.advance(chunk, np.array(counts))
+        length += counts
+
+
+CAPPED_DIMS = [{}, {"kv_heads": 4}, {"kv_heads": 1}, {"head_dim": 8, "query_scale": 8}, {"window": 128},
+               {"window": 2 * CAPPED + 3}]  # fmt: skip
+
+
+@pytest.mark.parametrize("dims", CAPPED_DIMS, ids=str)
+@pytest.mark.parametrize("prepare", [lambda g: g, fused], ids=["plain", "fused"])
+def test_long_chunks_with_capped_scores(dims: dict[str, int], prepare: Callable[[Graph], Graph]) -> None:
+    """Shorter and longer than the window and its cache, which fills, moves, and is read by the kernel afterwards."""
+    graph, ids = gemma(**dims), tokens(3, 128)
+    whole = expected(graph, ids)
+    model = lower(prepare(step(graph)), weights(graph).__getitem__, max_positions=128)
+    for length, counts, got in fed(Session(model, threads=1, spin=False), ids):
+        assert np.isfinite(got).all(), "padding is arbitrary, but numbers"
+        for row, n in enumerate(counts):
+            want = whole[row, length[row] : length[row] + n]
+            assert not n or difference(got[row, :n], want) < TOLERANCE, (counts, row)
+
+
+def test_long_chunks_of_heads_that_turn_in_part() -> None:
+    text = (
+        resources.files(SHIPPED).joinpath("gemma2.yaml").read_text().replace("rope(10000)", "rope(10000, fraction=0.5)")
+    )
+    spec = load_text(text, "half", "small", [f"{k}={v}" for k, v in {**DIMS, "head_dim": 32}.items()])
+    graph, ids = elaborate(spec, "lm"), tokens(1, 60)
+    model = lower(fused(step(graph)), weights(graph).__getitem__, max_positions=64)
+    kinds = Counter(n.op_type for n in model.model.graph.all_nodes())
+    assert kinds["RotaryEmbedding"] == 2 * 4 and not kinds["Cos"], "turned in the branches, by the kernel's own tables"
+    got = feed(Session(model, threads=1, spin=False), ids, [20, 1, 30, 9])
+    assert difference(got, expected(graph, ids)) < TOLERANCE
+
+
+@pytest.mark.parametrize("dims", CAPPED_DIMS, ids=str)
+def test_caches_are_those_of_the_kernel(dims: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """After every chunk, in every row that the kernel has filled."""
+    graph, ids = fused(step(gemma(**dims))), tokens(3, 128)
+
+    def model() -> Session:
+        made = lower(graph, weights(graph).__getitem__, max_positions=128)
+        return Session(made, threads=1, spin=False)
+
+    mine = model()
+    monkeypatch.setattr(capped, "CAPPED", 10**6)
+    theirs = model()
+    window = dims.get("window", WINDOW)
+    for (length, counts, _), _ in zip(fed(mine, ids), fed(theirs, ids), strict=True):
+        for path, cache in mine.caches().items():
+            rows = window + WINDOW_SLACK if mine.layouts[path] == "window" else 128
+            for row, total in enumerate(length + counts):
+                moved = -(-max(0, total - rows) // (WINDOW_SLACK + 1)) * (WINDOW_SLACK + 1)
+                filled = slice(0, total - moved)
+                assert difference(cache[row, :, filled], theirs.caches()[path][row, :, filled]) < TOLERANCE, path

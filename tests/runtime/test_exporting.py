@@ -31,7 +31,7 @@ def test_an_artefact_holds_its_contract(artefact: Path) -> None:
     assert (
         contract["form"] == "step" and contract["origin"]["spec"] == "gemma2" and contract["origin"]["size"] == "small"
     )
-    assert contract["fixture"]["chunks"] == 5 and contract["tokenizer"] == "tokenizer.json"
+    assert contract["fixture"]["chunks"] == 2 + 4 and contract["tokenizer"] == "tokenizer.json"
     with np.load(artefact / "fixture.npz") as fixture:
         assert fixture["0/in/tokens"].shape[1] > 2 * 8  # over two windows
 

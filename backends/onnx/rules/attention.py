@@ -14,18 +14,16 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from planform.compiler.ops.attention import HIDDEN, Rope, rope_angles
+from planform.compiler.ops.attention import Rope, rope_angles
 from planform.compiler.ops.sequence import Advance
 from planform.compiler.size import Size
 from planform.compiler.types import Dim, TensorType
 
-from ..emitter import CannotLower, Emitter, StateLayout
+from ..emitter import WINDOW_SLACK, CannotLower, Emitter, StateLayout
 from ..quantization.scheme import CACHE_WIDTH
+from .capped import Chunk, Heads
+from .masks import hide, row, seen
 from .registry import Node, rule
-from .sequence import indices
-
-WINDOW_SLACK = 16
-"""Rows of a window's cache beyond the window: old rows are moved away once in so many steps, not at each."""
 
 
 @rule("rope")
@@ -62,7 +60,7 @@ def attend(m: Emitter, node: Node, q: ir.Value, k: ir.Value, v: ir.Value, *where
         causal = True
     elif op.causal or op.window:
         key = ("mask", op.causal, op.window, str(new), str(old))
-        bias = m.shared(key, lambda: _hide(m, _seen(m, op, _row(m, new), _row(m, old))))
+        bias = m.shared(key, lambda: hide(m, seen(m, op, row(m, new), row(m, old))))
     flat = [_three(m, m.merge(x, t, 2), t) for x, t in ((q, qt), (k, kt), (v, vt))]
     y = m.op(
         "Attention", *flat, bias, q_num_heads=qt.sizes[-2], kv_num_heads=kt.sizes[-2], scale=op.scale,
@@ -84,36 +82,10 @@ def _three(m: Emitter, x: ir.Value, t: TensorType) -> ir.Value:
     return m.reshape(x, [lead, t.sizes[-3], t.sizes[-2] * t.sizes[-1]])
 
 
-def _row(m: Emitter, size: Size) -> ir.Value:
-    """Positions 0, 1, 2 .. as one row, int64[1, size]."""
-    return m.op("Unsqueeze", indices(m, size), m.integers(0))
-
-
-def _seen(m: Emitter, op: Any, query: ir.Value, key: ir.Value) -> ir.Value | None:
-    """bool[batch, queries, keys] by positions [batch, queries] and [batch, keys]; None: all."""
-    if not (op.causal or op.window):
-        return None
-    ago = m.op("Sub", m.op("Unsqueeze", query, m.integers(2)), m.op("Unsqueeze", key, m.integers(1)))
-    dtype = query.dtype.numpy() if query.dtype else np.int64
-    parts = []
-    if op.causal:
-        parts.append(m.op("GreaterOrEqual", ago, m.constant(0, dtype)))
-    if op.window:
-        near = ago if op.causal else m.op("Abs", ago)
-        parts.append(m.op("Less", near, m.constant(op.window, dtype)))
-    return parts[0] if len(parts) == 1 else m.op("And", *parts)
-
-
 def _mask(m: Emitter, op: Any, position: ir.Value, document: ir.Value) -> ir.Value:
     same = m.op("Equal", m.op("Unsqueeze", document, m.integers(2)), m.op("Unsqueeze", document, m.integers(1)))
-    seen = _seen(m, op, position, position)
-    return _hide(m, same if seen is None else m.op("And", seen, same))
-
-
-def _hide(m: Emitter, seen: ir.Value | None) -> ir.Value:
-    """What is added to capped scores [batch, heads, queries, keys]. Finite, so that a padded row which sees
-    no key stays finite: its values meet those of real rows in later products, if only times zero."""
-    return m.op("Unsqueeze", m.op("Where", seen, m.constant(0.0), m.constant(HIDDEN)), m.integers(1))
+    visible = seen(m, op, position, position)
+    return hide(m, same if visible is None else m.op("And", visible, same))
 
 
 @rule("attend_cached")
@@ -159,23 +131,34 @@ def _group_query(m: Emitter, node: Node, states: list[StateLayout], *inputs: ir.
         rotate, q, k = rotation
         half = rotate.half(qt)
         cos, sin = (_angle_table(m, kind, rotate.base, half) for kind in ("cos", "sin"))
-    heads = tuple(m.merge(x, t, 2) for x, t in ((q, qt), (k, kt), (v, vt)))
+    heads = m.merge(q, qt, 2), m.merge(k, kt, 2), m.merge(v, vt, 2)
     # The kernel takes the result of one product for all three as it is.
-    three = (m.joint[heads], None, None) if heads in m.joint else heads
-    y, present_key, present_value = m.microsoft(
-        "GroupQueryAttention",
-        *three,
-        key_cache, value_cache, last, total, cos, sin, None, None, None, *(scales if eight else (None, None)),
-        None, None, count,
-        outputs=3, num_heads=qt.sizes[2], kv_num_heads=kt.sizes[2], scale=op.scale, softcap=op.softcap or 0.0,
-        do_rotary=int(rotation is not None), local_window_size=window or -1,
-        sliding_window_cache=int(window is not None), **by,
-    )  # fmt: skip
-    # The kernel leaves rows of padding as it found the memory: not a number, perhaps, which a later op that
-    # masks by multiplying would spread to real rows.
+    three: Heads = (m.joint[heads], None, None) if heads in m.joint else heads
+
+    def kernel() -> tuple[ir.Value, ...]:
+        y, *present = m.microsoft(
+            "GroupQueryAttention",
+            *three,
+            key_cache, value_cache, last, total, cos, sin, None, None, None, *(scales if eight else (None, None)),
+            None, None, count,
+            outputs=3, num_heads=qt.sizes[2], kv_num_heads=kt.sizes[2], scale=op.scale, softcap=op.softcap or 0.0,
+            do_rotary=int(rotation is not None), local_window_size=window or -1,
+            sliding_window_cache=int(window is not None), **by,
+        )  # fmt: skip
+        # The kernel leaves rows of padding as it found the memory: not a number, perhaps, which a later op that
+        # masks by multiplying would spread to real rows.
+        return m.op("Where", valid, y, m.constant(0.0)), *present
+
     valid = m.shared(("valid", count.name, str(qt.sizes[1])), lambda: _valid(m, count, qt.sizes[1]))
-    y = m.op("Where", valid, y, m.constant(0.0))
-    return m.split(y, node.output.type, 2), present_key, present_value
+    if op.softcap and not eight and qt.sizes[1] != 1:
+        chunk = Chunk(m, node, length, count, window)
+        angles = (cos, sin) if cos is not None and sin is not None else None
+        y, *present = m.either(
+            chunk.long, lambda: chunk.attend(three, (key_cache, value_cache), angles), kernel, *[ir.DataType.FLOAT] * 3
+        )
+    else:
+        y, *present = kernel()
+    return m.split(y, node.output.type, 2), *present
 
 
 def _of(states: list[StateLayout], past: ir.Value) -> StateLayout:
@@ -190,7 +173,7 @@ def _cache_scale(m: Emitter, state: StateLayout) -> ir.Value | None:
 
 def _valid(m: Emitter, count: ir.Value, time: Size) -> ir.Value:
     """bool[batch, time, 1]: which entries of a chunk are no padding."""
-    within = m.op("Less", _row(m, time), m.op("Unsqueeze", m.op("Cast", count, to=ir.DataType.INT64), m.integers(1)))
+    within = m.op("Less", row(m, time), m.op("Unsqueeze", m.op("Cast", count, to=ir.DataType.INT64), m.integers(1)))
     return m.op("Unsqueeze", within, m.integers(2))
 
 
@@ -250,16 +233,16 @@ def _with_ring(m: Emitter, node: Node, *inputs: ir.Value) -> tuple[ir.Value, ...
     def places() -> tuple[ir.Value, ir.Value]:
         """(additive mask of ring and chunk, which of their entries the new ring holds)"""
         before, valid = column(length), column(count)
-        slot, chunk = _row(m, slots), _row(m, new)
+        slot, chunk = row(m, slots), row(m, new)
         one, size = m.constant(1, np.int64), m.op("Squeeze", m.dim(slots))
         last = m.op("Sub", before, one)
         held = m.op("Sub", last, m.op("Mod", m.op("Sub", last, slot), size))
         position = m.op("Add", before, chunk)
         real = m.op("And", m.op("GreaterOrEqual", held, m.constant(0, np.int64)), m.op("Less", slot, size))
         real = m.op("Concat", real, m.op("Less", chunk, valid), axis=1)
-        seen = _seen(m, op, position, m.op("Concat", held, position, axis=1))
+        visible = seen(m, op, position, m.op("Concat", held, position, axis=1))
         real = m.op("Unsqueeze", real, m.integers(1))
-        bias = _hide(m, real if seen is None else m.op("And", seen, real))
+        bias = hide(m, real if visible is None else m.op("And", visible, real))
         # The newest position of each slot is in the chunk if it is not before it.
         last = m.op("Sub", m.op("Add", before, valid), one)
         held = m.op("Sub", last, m.op("Mod", m.op("Sub", last, slot), size))

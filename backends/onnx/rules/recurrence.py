@@ -114,24 +114,19 @@ def scan(m: Emitter, a: ir.Value, b: ir.Value, start: ir.Value, t: TensorType) -
         return [product, total, ir.node("Identity", total.outputs)]
 
     def row(h: ir.Value, a: ir.Value, b: ir.Value) -> list[ir.Node]:
-        return [_scan(_body(m, "step", step, [t.rank - 2] * 3, 2), h, a, b, states=1)]
+        how: dict[str, Any] = {"body": _body(m, "step", step, [t.rank - 2] * 3, 2), "num_scan_inputs": 2}
+        return [ir.node("Scan", [h, a, b], attributes=how, num_outputs=2)]
 
-    def several() -> list[ir.Node]:
-        return [_scan(_body(m, "row", row, [t.rank - 2, t.rank - 1, t.rank - 1]), start, a, b)]
+    def several() -> list[ir.Value]:
+        body = _body(m, "row", row, [t.rank - 2, t.rank - 1, t.rank - 1])
+        return [m.op("Scan", start, a, b, body=body, num_scan_inputs=3)]
 
-    def single() -> list[ir.Node]:
-        before = ir.node("Unsqueeze", [start, m.integers(1)])
-        product = ir.node("Mul", [a, before.outputs[0]])
-        return [before, product, ir.node("Add", [product.outputs[0], b])]
+    def single() -> list[ir.Value]:
+        return [m.op("Add", m.op("Mul", a, m.op("Unsqueeze", start, m.integers(1))), b)]
 
-    one = m.shared(("one entry", str(t.sizes[1])), lambda: m.op("Equal", m.dim(t.sizes[1]), m.integers(1)))
-    found: ir.Value = m.op("If", one, then_branch=_body(m, "single", single), else_branch=_body(m, "several", several))
+    more = m.shared(("more entries", str(t.sizes[1])), lambda: m.op("Greater", m.dim(t.sizes[1]), m.integers(1)))
+    found: ir.Value = m.either(more, several, single, ir.DataType.FLOAT)
     return found
-
-
-def _scan(body: ir.Graph, *inputs: ir.Value, states: int = 0) -> ir.Node:
-    attributes: dict[str, Any] = {"body": body, "num_scan_inputs": len(inputs) - states}
-    return ir.node("Scan", inputs, attributes=attributes, num_outputs=len(body.outputs))
 
 
 def _body(
