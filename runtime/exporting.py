@@ -253,7 +253,7 @@ def _fixture(graph: Graph, exported: Graph, parameters: Arrays, positions: int, 
 
         return {**{n: cut(n, a) for n, a in inputs.items()}, "count": np.array(count, np.int32)}
 
-    cuts = (0, time // 2, time)
+    cuts = (0, 2 * time // 3, time)
     chunks = [chunk(a, b, [b - a, max(1, b - a - 5)]) for a, b in zip(cuts, cuts[1:])]
     chunks += [chunk(time + i, time + i + 1, [1, 1]) for i in range(singles)]
     if large:

@@ -257,9 +257,9 @@ class Plan:
 
     @staticmethod
     def prompt(time: int, batch: int) -> Plan:
-        """In two long chunks, in each every row a bit shorter than the one before."""
-        halves = (time + 1) // 2, time // 2
-        return Plan(tuple((half, tuple(max(1, half - 3 * b) for b in range(batch))) for half in halves))
+        """In two chunks, the first over a window and more, in each every row a bit shorter than the one before."""
+        first = 2 * time // 3
+        return Plan(tuple((n, tuple(max(1, n - 3 * b) for b in range(batch))) for n in (first, time - first)))
 
     @staticmethod
     def tokens(time: int, window: int, batch: int) -> Plan:
