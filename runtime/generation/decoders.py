@@ -74,7 +74,7 @@ class OnnxDecoder:
         self._session.reset(batch, capacity)
 
     def feed(self, tokens: np.ndarray, count: np.ndarray) -> np.ndarray:
-        logits: np.ndarray = self._session.prefill(tokens.astype(np.int32), count, chunk=CHUNK)
+        logits: np.ndarray = self._session.prefill(tokens.astype(np.int32), count)
         return np.array(logits[:, -1], np.float32)
 
 

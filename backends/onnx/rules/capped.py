@@ -69,7 +69,8 @@ class Chunk:
 
     def _plan(self) -> list[ir.Value]:
         """What all layers of this kind share: positions [batch, time]; `width` [1]; what is added to scores
-        [batch, 1, time, columns]; which columns the rows of a window's cache are afterwards [batch, kv_heads, rows, 1].
+        [batch, 1, 1, time, columns]; the row of its cache that a stream's first new entry takes [batch], or of a
+        window's cache which column each row is afterwards [batch, kv_heads, rows, 1].
         """
         m, op = self.m, self.m.op
         length, count = (op("Unsqueeze", op("Cast", x, to=INT64), m.integers(1)) for x in (self.length, self.count))
@@ -81,8 +82,10 @@ class Chunk:
         query = op("Add", held, step)
         filled = op("Where", op("Less", old, held), old, m.constant(NOWHERE, np.int64))
         mask = hide(m, seen(m, self.op, query, op("Concat", filled, query, axis=1)))
-        rows = m.integers()
-        if self.window is not None:
+        mask = op("Unsqueeze", mask, m.integers(1))
+        if self.window is None:
+            rows = op("Squeeze", length, m.integers(1))
+        else:
             # The newest entries come first in their order, those of the cache before those of the chunk.
             gone = op("Sub", op("Add", held, count), self._held(op("Add", length, count)))
             place = op("Add", gone, m.constant(np.arange(self.window + WINDOW_SLACK), np.int64))
@@ -116,27 +119,24 @@ class Chunk:
             q, k, v = op("Split", q, m.integers(*parts), axis=2, outputs=3)
         if angles is not None:
             q, k = (self._rotated(x, n, angles) for x, n in ((q, self.heads), (k, self.kv_heads)))
-        k, v = (op("Transpose", op("Reshape", x, self._sizes(0, 0, self.kv_heads, self.head)), perm=[0, 2, 1, 3])
-                for x in (k, v))  # fmt: skip
-        keys, values = (
-            op("Concat", op("Slice", cache, m.integers(0), self.width, m.integers(2)), x, axis=2)
-            for cache, x in zip(caches, (k, v), strict=True)
-        )
-        # Heads that share keys are rows of one matrix.
-        groups, time = self.heads // self.kv_heads, m.dim(self.time)
-        q = op("Reshape", q, self._sizes(0, 0, self.kv_heads, groups, self.head))
-        q = op("Reshape", op("Transpose", q, perm=[0, 2, 3, 1, 4]), self._sizes(0, 0, -1, self.head))
-        scores = m.microsoft("FusedMatMul", q, keys, transB=1, alpha=self.op.scale / self.op.softcap)  # type: ignore[attr-defined]
-        scores = op("Mul", op("Tanh", scores), m.constant(self.op.softcap))  # type: ignore[attr-defined]
-        scores = op("Add", op("Reshape", scores, self._sizes(0, self.heads, time, -1)), self.mask)
-        shares = op("Softmax", scores, axis=-1)
-        shares = op("Reshape", shares, self._sizes(0, self.kv_heads, -1, op("Add", self.width, time)))
-        y = op("Reshape", op("MatMul", shares, values), self._sizes(0, self.kv_heads, groups, time, self.head))
-        y = op("Reshape", op("Transpose", y, perm=[0, 3, 1, 2, 4]), self._sizes(0, 0, -1))
+        new = [
+            op("Transpose", op("Reshape", x, m.integers(0, 0, self.kv_heads, self.head)), perm=[0, 2, 1, 3])
+            for x in (k, v)
+        ]
+        old = (op("Slice", cache, m.integers(0), self.width, m.integers(2)) for cache in caches)
+        keys, values = (op("Concat", *parts, axis=2) for parts in zip(old, new, strict=True))
+        # [batch, kv_heads, heads that share them, time, head] on [batch, kv_heads, 1, columns, head].
+        q = op("Reshape", q, m.integers(0, 0, self.kv_heads, self.heads // self.kv_heads, self.head))
+        q = op("Transpose", q, perm=[0, 2, 3, 1, 4])
+        shared_keys, shared_values = (op("Unsqueeze", x, m.integers(2)) for x in (keys, values))
+        scores = m.microsoft("FusedMatMul", q, shared_keys, transB=1, alpha=self.op.scale / self.op.softcap)  # type: ignore[attr-defined]
+        capped = op("Mul", op("Tanh", scores), m.constant(self.op.softcap))  # type: ignore[attr-defined]
+        shares = op("Softmax", op("Add", capped, self.mask), axis=-1)
+        y = op("Transpose", op("MatMul", shares, shared_values), perm=[0, 3, 1, 2, 4])
+        y = op("Reshape", y, m.integers(0, 0, -1))
         if self.window is not None:
             return [y, *(op("GatherND", x, self.rows, batch_dims=2) for x in (keys, values))]
-        at = op("Cast", self.length, to=INT64)
-        return [y, *(op("TensorScatter", c, x, at, axis=2) for c, x in zip(caches, (k, v), strict=True))]
+        return [y, *(op("TensorScatter", c, x, self.rows, axis=2) for c, x in zip(caches, new, strict=True))]
 
     def _rotated(self, x: ir.Value, heads: int, angles: tuple[ir.Value, ir.Value]) -> ir.Value:
         shape = angles[0].shape
@@ -145,11 +145,3 @@ class Chunk:
         how: dict[str, Any] = {} if turned == self.head else {"rotary_embedding_dim": turned}
         y: ir.Value = self.m.op("RotaryEmbedding", x, *angles, self.position, num_heads=heads, interleaved=0, **how)
         return y
-
-    def _sizes(self, *parts: int | ir.Value) -> ir.Value:
-        """A shape of numbers and int64[1] values, as Reshape has it."""
-        if all(isinstance(p, int) for p in parts):
-            return self.m.integers(*(p for p in parts if isinstance(p, int)))
-        ones = (self.m.integers(p) if isinstance(p, int) else p for p in parts)
-        found: ir.Value = self.m.op("Concat", *ones, axis=0)
-        return found
