@@ -39,7 +39,7 @@ GEMMA2 = (
     Race(
         "decode_fp32", "decode", ("ours-f32", "ours-f32-mapped"),
         ("genai-f32", "llama-f32", "llama-f32-flash", "torch-f32", "jax-f32"),
-        0.98, share=0.9, every={"llama-f32-flash": 3, "torch-f32": 3, "jax-f32": 4},
+        0.98, share=0.9, turns=10, every={"llama-f32-flash": 3, "torch-f32": 3, "jax-f32": 4},
     ),
     Race(
         "decode_int4", "decode", ("ours-int4-kv8", "ours-int4"), ("genai-int4", "llama-q4_0", "llama-q4_0-flash"), 1.15,
