@@ -24,7 +24,7 @@ from planform.spec import Spec, SpecError
 from .artefact import is_artefact
 from .companions import FOLDER, companions, generation_ids
 from .errors import UserError
-from .probe import probe_inputs, probe_length
+from .probe import in_two, probe_inputs, probe_length
 from .run import parameters_of_run, read_run, spec_of_run
 
 if TYPE_CHECKING:
@@ -253,8 +253,8 @@ def _fixture(graph: Graph, exported: Graph, parameters: Arrays, positions: int, 
 
         return {**{n: cut(n, a) for n, a in inputs.items()}, "count": np.array(count, np.int32)}
 
-    cuts = (0, 2 * time // 3, time)
-    chunks = [chunk(a, b, [b - a, max(1, b - a - 5)]) for a, b in zip(cuts, cuts[1:])]
+    first, second = in_two(time)
+    chunks = [chunk(end - n, end, [n, max(1, n - 5)]) for end, n in ((first, first), (time, second))]
     chunks += [chunk(time + i, time + i + 1, [1, 1]) for i in range(singles)]
     if large:
         return _by_xla(graph, parameters, chunks, time + singles)

@@ -31,6 +31,13 @@ def probe_length(graph: Graph) -> int:
     return 2 * window + window // 2 + 7 if window else 24
 
 
+def in_two(time: int) -> tuple[int, int]:
+    """A prompt's entries in two chunks. The second finds caches filled, and has 16 entries if there are as many: from
+    there on a backend may attend in other ways than entry by entry."""
+    second = max(time // 3, min(16, time - 1))
+    return time - second, second
+
+
 def probe_inputs(graph: Graph, batch: int, time: int, seed: int, documents: bool) -> Arrays:
     """Inputs of a graph [batch, time, ..], `time` of everything whose size is open: whole numbers within what reads
     them, coordinates in [0, 1] and a little beyond, other floats normal.

@@ -25,7 +25,7 @@ from planform.compiler.types import TensorType
 from planform.spec import SpecError
 
 from .engines import Artefact, Engine, Reference, engine
-from .probe import longest_window, probe_inputs, probe_length, probe_parameters
+from .probe import in_two, longest_window, probe_inputs, probe_length, probe_parameters
 from .watch import Watched, Watcher, first_difference, relative
 
 TOLERANCE = 2e-5
@@ -257,9 +257,8 @@ class Plan:
 
     @staticmethod
     def prompt(time: int, batch: int) -> Plan:
-        """In two chunks, the first over a window and more, in each every row a bit shorter than the one before."""
-        first = 2 * time // 3
-        return Plan(tuple((n, tuple(max(1, n - 3 * b) for b in range(batch))) for n in (first, time - first)))
+        """In two chunks, in each every row a bit shorter than the one before."""
+        return Plan(tuple((n, tuple(max(1, n - 3 * b) for b in range(batch))) for n in in_two(time)))
 
     @staticmethod
     def tokens(time: int, window: int, batch: int) -> Plan:

@@ -12,9 +12,9 @@ import onnxruntime as ort
 import pytest
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
-from planform.backends.onnx import Session, load, lower
-from planform.backends.onnx.emitter import MICROSOFT
-from planform.backends.onnx.lowering import IR_VERSION, OPSET
+from planform.backends.onnx import Session, load, lower, run
+from planform.backends.onnx.emitter import MICROSOFT, Emitter, is_weight
+from planform.backends.onnx.lowering import IR_VERSION, OPSET, read
 from planform.backends.onnx.session import options
 
 from .onnx_models import decoding, fused, gemma, step, tokens, weights
@@ -104,6 +104,26 @@ def test_what_runs_is_what_was_written(tmp_path: Path) -> None:
         "If": 4 + 2,  # attention of one entry or of many; what the many need, by window and without one
         "GreaterOrEqual": 1,
     }
+
+
+def test_a_branch_keeps_to_itself_what_it_emits() -> None:
+    """What both branches and the rest share is made in each of them, and a branch may give what it was given."""
+    m, kind = Emitter(), ir.TensorType(ir.DataType.FLOAT)
+    x = ir.Value(name="x", type=kind, shape=ir.Shape([2]))
+    flag = ir.Value(name="flag", type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape([]))
+
+    def twice() -> ir.Value:
+        return m.shared(("twice",), lambda: m.op("Add", x, x))
+
+    y = m.either(flag, lambda: [m.op("Mul", twice(), m.constant(3.0))], lambda: [x], ir.DataType.FLOAT)
+    z = m.op("Mul", m.op("Add", y, twice()), m.constant(3.0))
+    z.name, z.type = "z", kind
+    used = {v for n in m.nodes for v in read(n) if is_weight(v)}
+    graph = ir.Graph([x, flag], [z], nodes=m.nodes, initializers=used, opset_imports={"": OPSET}, name="either")
+    model = ir.to_proto(ir.Model(graph, ir_version=IR_VERSION)).SerializeToString()
+    ones = np.ones(2, np.float32)
+    for flagged, want in ((True, 24.0), (False, 9.0)):
+        assert np.array_equal(run(model, {"x": ones, "flag": np.array(flagged)})["z"], want * ones)
 
 
 def test_a_cap_comes_before_the_mask() -> None:

@@ -47,6 +47,22 @@ def feed(s: Session, ids: np.ndarray, chunks: Sequence[int]) -> np.ndarray:
     return np.concatenate([s.advance(ids[:, a:b]) for a, b in zip(cuts, cuts[1:])], 1)
 
 
+def fed(
+    s: Session, ids: np.ndarray, chunks: Sequence[Sequence[int]]
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """(entries before, entries now, outputs) of chunks in which rows have so many entries, the rest being padding."""
+    s.reset(*ids.shape)
+    length = np.zeros(len(ids), int)
+    for counts in chunks:
+        chunk = np.zeros((len(ids), max(counts)), np.int32)
+        for row, n in enumerate(counts):
+            chunk[row, :n] = ids[row, length[row] : length[row] + n]
+        got = s.advance(chunk, np.array(counts))
+        assert np.isfinite(got).all(), "padding is arbitrary, but numbers"
+        yield length.copy(), np.array(counts), got
+        length += counts
+
+
 def in_chunks(n: int) -> list[int]:
     return [n] * (TIME // n) + ([TIME % n] if TIME % n else [])
 
@@ -113,24 +129,14 @@ def test_heads_of_every_width_have_a_form(dims: dict[str, int]) -> None:
 @pytest.mark.parametrize("last", [False, True], ids=["all", "last"])
 def test_rows_of_different_lengths(last: bool) -> None:
     """Padded prompts, then tokens one by one, and rows that pause: each row is what it would be alone."""
-    graph = gemma()
-    s = session(fused(step(graph, last=last)))
-    ids = tokens(3, 64)
-    s.reset(3, 64)
-    length = np.zeros(3, int)
-    for counts in ([20, 3, 11], [1, 1, 1], [0, 9, 4], [1, 0, 1], [5, 5, 5], [1, 1, 1], [1, 1, 1]):
-        time = max(counts)
-        chunk = np.zeros((3, time), np.int32)
-        for row, n in enumerate(counts):
-            chunk[row, :n] = ids[row, length[row] : length[row] + n]
-        got = s.advance(chunk, np.array(counts))
-        assert np.isfinite(got).all(), "padding is arbitrary, but numbers"
+    graph, ids = gemma(), tokens(3, 64)
+    chunks = ([20, 3, 11], [1, 1, 1], [0, 9, 4], [1, 0, 1], [5, 5, 5], [1, 1, 1], [1, 1, 1])
+    for length, counts, got in fed(session(fused(step(graph, last=last))), ids, chunks):
         for row, n in enumerate(counts):
             if n:
                 want = expected(graph, ids[row : row + 1, : length[row] + n])[0]
                 mine = got[row, :1] if last else got[row, :n]
                 assert difference(mine, want[-1:] if last else want[-n:]) < TOLERANCE, (counts, row)
-        length += counts
 
 
 def test_a_window_that_no_stream_outgrows_costs_no_more_than_the_stream() -> None:
@@ -254,18 +260,6 @@ COUNTS = ([CAPPED, 3, 9], [CAPPED + 1, 2, 20], [1, 1, 1], [0, 40, 0], [1, 1, 1],
 """Entries of three rows in each chunk: padded, paused, one by one and many, which attend by single ops."""
 
 
-def fed(s: Session, ids: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """(entries before, entries now, outputs) of each chunk of `COUNTS`."""
-    s.reset(3, 128)
-    length = np.zeros(3, int)
-    for counts in COUNTS:
-        chunk = np.zeros((3, max(counts)), np.int32)
-        for row, n in enumerate(counts):
-            chunk[row, :n] = ids[row, length[row] : length[row] + n]
-        yield length.copy(), np.array(counts), s.advance(chunk, np.array(counts))
-        length += counts
-
-
 CAPPED_DIMS = [{}, {"kv_heads": 4}, {"kv_heads": 1}, {"head_dim": 8, "query_scale": 8}, {"window": 128},
                {"window": 2 * CAPPED + 3}]  # fmt: skip
 
@@ -277,8 +271,7 @@ def test_long_chunks_with_capped_scores(dims: dict[str, int], prepare: Callable[
     graph, ids = gemma(**dims), tokens(3, 128)
     whole = expected(graph, ids)
     model = lower(prepare(step(graph)), weights(graph).__getitem__, max_positions=128)
-    for length, counts, got in fed(Session(model, threads=1, spin=False), ids):
-        assert np.isfinite(got).all(), "padding is arbitrary, but numbers"
+    for length, counts, got in fed(Session(model, threads=1, spin=False), ids, COUNTS):
         for row, n in enumerate(counts):
             want = whole[row, length[row] : length[row] + n]
             assert not n or difference(got[row, :n], want) < TOLERANCE, (counts, row)
@@ -310,7 +303,7 @@ def test_caches_are_those_of_the_kernel(dims: dict[str, int], monkeypatch: pytes
     monkeypatch.setattr(capped, "CAPPED", 10**6)
     theirs = model()
     window = dims.get("window", WINDOW)
-    for (length, counts, _), _ in zip(fed(mine, ids), fed(theirs, ids), strict=True):
+    for (length, counts, _), _ in zip(fed(mine, ids, COUNTS), fed(theirs, ids, COUNTS), strict=True):
         for path, cache in mine.caches().items():
             rows = window + WINDOW_SLACK if mine.layouts[path] == "window" else 128
             for row, total in enumerate(length + counts):

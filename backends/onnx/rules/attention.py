@@ -24,6 +24,7 @@ from ..quantization.scheme import CACHE_WIDTH
 from .capped import Chunk, Heads
 from .masks import hide, row, seen
 from .registry import Node, rule
+from .rotary import rotated
 
 
 @rule("rope")
@@ -41,9 +42,7 @@ def rope(m: Emitter, node: Node, x: ir.Value, position: ir.Value) -> ir.Value:
         return m.op("Cast", m.op(kind, m.op("Mul", at, rates)), to=ir.DataType.FLOAT)
 
     cos, sin = (m.shared((kind, position.name, half, op.base), partial(angle, kind)) for kind in ("Cos", "Sin"))
-    extra = {} if 2 * half == width else {"rotary_embedding_dim": 2 * half}
-    y = m.op("RotaryEmbedding", m.merge(x, t, 2), cos, sin, num_heads=heads, interleaved=0, **extra)
-    return m.split(y, t, 2)
+    return m.split(rotated(m, m.merge(x, t, 2), heads, width, half, cos, sin), t, 2)
 
 
 @rule("attend")

@@ -8,7 +8,6 @@ it reads the cache where it lies.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -18,6 +17,7 @@ from planform.compiler.size import Size
 from ..emitter import WINDOW_SLACK, Emitter
 from .masks import hide, row, seen
 from .registry import Node
+from .rotary import rotated
 
 CAPPED = 16
 """Entries of a chunk from which this is faster: it copies what the cache holds, whatever the chunk."""
@@ -35,7 +35,7 @@ class Chunk:
     """Scores have a column for each of the first `width` rows of the cache, as many as any stream fills, and then one
     for each entry of the chunk.
 
-    node: an `attend_cached` of one rank [batch, time, heads, width]; length, count: int32[batch]; window: of a cache in
+    node: an `attend_cached` of queries [batch, time, heads, head]; length, count: int32[batch]; window: of a cache in
     the layout `window`, None for one in `linear`.
     """
 
@@ -118,7 +118,11 @@ class Chunk:
             parts = (n * self.head for n in (self.heads, self.kv_heads, self.kv_heads))
             q, k, v = op("Split", q, m.integers(*parts), axis=2, outputs=3)
         if angles is not None:
-            q, k = (self._rotated(x, n, angles) for x, n in ((q, self.heads), (k, self.kv_heads)))
+            half = int(angles[0].shape[1])  # type: ignore[index, arg-type]
+            q, k = (
+                rotated(m, x, heads, self.head, half, *angles, self.position)
+                for x, heads in ((q, self.heads), (k, self.kv_heads))
+            )
         new = [
             op("Transpose", op("Reshape", x, m.integers(0, 0, self.kv_heads, self.head)), perm=[0, 2, 1, 3])
             for x in (k, v)
@@ -137,11 +141,3 @@ class Chunk:
         if self.window is not None:
             return [y, *(op("GatherND", x, self.rows, batch_dims=2) for x in (keys, values))]
         return [y, *(op("TensorScatter", c, x, self.rows, axis=2) for c, x in zip(caches, new, strict=True))]
-
-    def _rotated(self, x: ir.Value, heads: int, angles: tuple[ir.Value, ir.Value]) -> ir.Value:
-        shape = angles[0].shape
-        assert shape is not None
-        turned = 2 * int(shape[1])  # type: ignore[arg-type]
-        how: dict[str, Any] = {} if turned == self.head else {"rotary_embedding_dim": turned}
-        y: ir.Value = self.m.op("RotaryEmbedding", x, *angles, self.position, num_heads=heads, interleaved=0, **how)
-        return y
